@@ -1,0 +1,273 @@
+"""What an adversary maximises, and when it has won."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ironclip.errors import ConfigError, RegistryError, ShapeError, did_you_mean
+from ironclip.losses import classification as losses
+from ironclip.losses.embedding import squared_distance
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an objective says of a batch of points.
+
+    Attributes:
+        value: `[B]`, what the adversary maximises; float32, with graph where gradients are on.
+        broken: `[B]` bool, where the adversary has reached its goal; all False where there is no such thing.
+        margin: `[B]`, how far beyond its goal the adversary is (true logit against the best other, or the target
+            against the best other); positive where broken, 0 on a tie. None where there is no such thing.
+        logits: `[B, C]` float32, or None.
+    """
+
+    value: Tensor
+    broken: Tensor
+    margin: Tensor | None = None
+    logits: Tensor | None = None
+
+    def detach(self) -> Evaluation:
+        """Return the same without graph."""
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.detach()
+
+        return Evaluation(self.value.detach(), self.broken, cut(self.margin), cut(self.logits))
+
+
+class Objective(ABC):
+    """A value a row to be maximised over pixels; rows do not know of each other.
+
+    A user's own is five lines: subclass, hold what it needs, define `evaluate` and `take`.
+    """
+
+    @abstractmethod
+    def evaluate(self, pixels: Tensor) -> Evaluation:
+        """Return value, success and logits at `[B, 3, H, W]`."""
+
+    @abstractmethod
+    def take(self, rows: Tensor) -> Objective:
+        """Return the objective of the given rows, in that order (repeats allowed)."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return the value `[B]`."""
+        return self.evaluate(pixels).value
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The modules that it runs, which an attack freezes and leaves as found."""
+        return ()
+
+    def computing(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Run the model in another precision inside the block; float32 only unless the objective says otherwise."""
+        if dtype not in self.precisions:
+            raise ConfigError(f"{type(self).__name__} does not compute in {dtype}.", "Search in float32.")
+        return nullcontext()
+
+    @property
+    def precisions(self) -> frozenset[torch.dtype]:
+        """The precisions that `computing` takes."""
+        return frozenset({torch.float32})
+
+    @property
+    def tie_tolerance(self) -> float:
+        """Margins below this are ties as far as float32 can tell; the driver settles them in float64."""
+        return 0.0
+
+
+CLASSIFICATION_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": losses.cross_entropy,
+    "margin": losses.margin,
+    "dlr": losses.dlr,
+}
+TARGETED_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "ce_t": lambda logits, targets, labels: losses.targeted_cross_entropy(logits, targets),
+    "margin_t": losses.targeted_margin,
+    "dlr_t": losses.targeted_dlr,
+}
+
+
+def loss_used(loss: str, classes: int) -> str:
+    """Name the loss that stands in for `loss` with so few classes (evaluation plan 2.1)."""
+    if loss == "dlr" and classes < 3:
+        return "margin"
+    if loss == "dlr_t" and classes < 4:
+        return "margin_t"
+    return loss
+
+
+@dataclass(frozen=True)
+class Misclassify(Objective):
+    """Make a classifier err: untargeted, or towards `targets` with a targeted loss.
+
+    Attributes:
+        classifier: Has `logits(pixels) -> [B, C]`, `computing(dtype)`, `precisions`, `tie_tolerance`
+            (models.zero_shot.Classifier); frozen while attacked where it is an nn.Module.
+        labels: `[B]` int64.
+        loss: "ce", "margin", "dlr"; with targets "ce_t", "margin_t", "dlr_t".
+        targets: `[B]` int64, or None.
+        groups: `[C]` int64, for each class the lowest index with the same prompt; None where all differ. Two classes
+            of one prompt tie for ever, and such a tie is no break.
+    """
+
+    classifier: Any
+    labels: Tensor
+    loss: str = "ce"
+    targets: Tensor | None = None
+    groups: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        known = TARGETED_LOSSES if self.targets is not None else CLASSIFICATION_LOSSES
+        if self.loss not in known:
+            raise RegistryError(
+                f'unknown attack loss "{self.loss}".{did_you_mean(self.loss, known)}', f"Known here: {', '.join(known)}."
+            )
+
+    def evaluate(self, pixels: Tensor) -> Evaluation:
+        """Return loss, success and logits.
+
+        Raises:
+            ShapeError: Fewer than two classes.
+        """
+        logits = self.classifier.logits(pixels)
+        if logits.shape[1] < 2:
+            raise ShapeError(f"{logits.shape[1]} class to choose from.", "An attack needs at least two classes.")
+        if self.targets is None:
+            value = CLASSIFICATION_LOSSES[self.loss](logits, self.labels)
+            broken = ~is_correct(logits.detach(), self.labels, self.groups)
+        else:
+            value = TARGETED_LOSSES[self.loss](logits, self.targets, self.labels)
+            broken = is_correct(logits.detach(), self.targets, self.groups)
+        with torch.no_grad():
+            margin = losses.margin(logits, self.labels) if self.targets is None else -losses.margin(logits, self.targets)
+        return Evaluation(value, broken, margin, logits)
+
+    def take(self, rows: Tensor) -> Misclassify:
+        """Return the objective of the given rows."""
+        return replace(self, labels=self.labels[rows], targets=None if self.targets is None else self.targets[rows])
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The classifier."""
+        return (self.classifier,) if isinstance(self.classifier, nn.Module) else ()
+
+    @property
+    def precisions(self) -> frozenset[torch.dtype]:
+        """Those of the classifier."""
+        return frozenset(self.classifier.precisions)
+
+    @property
+    def tie_tolerance(self) -> float:
+        """That of the classifier, in units of its logits."""
+        return float(self.classifier.tie_tolerance)
+
+    def computing(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Let the classifier compute in another precision."""
+        context: AbstractContextManager[None] = self.classifier.computing(dtype)
+        return context
+
+
+def is_correct(logits: Tensor, labels: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Say where the label's class alone holds the largest logit, `[B]` bool; non-finite logits are never correct.
+
+    A tie with a class of another prompt is wrong. A tie among classes of one prompt goes to the lowest index
+    (evaluation plan 1.4).
+    """
+    true = logits.gather(1, labels[:, None])
+    rivals = logits >= true
+    rivals.scatter_(1, labels[:, None], False)
+    if groups is not None:
+        index = torch.arange(logits.shape[1], device=logits.device)
+        same_prompt_later = (groups[None, :] == groups[labels][:, None]) & (index[None, :] > labels[:, None])
+        rivals &= ~(same_prompt_later & (logits == true))
+    return ~rivals.any(dim=1) & torch.isfinite(logits).all(dim=1)
+
+
+def predict(logits: Tensor, labels: Tensor, groups: Tensor | None = None) -> Tensor:
+    """Return the predicted class `[B]`: the label where `is_correct`, else the best class other than the label."""
+    wrong = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
+    return torch.where(is_correct(logits, labels, groups), labels, wrong)
+
+
+@dataclass(frozen=True)
+class EmbeddingDistance(Objective):
+    """Push the embedding away from where it belongs: squared L2 distance to a fixed target. Needs no labels.
+
+    Attributes:
+        model: Has `embed_image(pixels) -> [B, D]` and `computing(dtype)`.
+        target: `[B, D]`, raw, no gradient.
+
+    Source: the inner problem of FARE, Schlarmann et al., ICML 2024, arXiv:2402.12336. At a target that the model
+    itself produces the gradient is zero: start at random.
+    """
+
+    model: Any
+    target: Tensor
+
+    def evaluate(self, pixels: Tensor) -> Evaluation:
+        """Return the distance; nothing is ever broken."""
+        value = squared_distance(self.model.embed_image(pixels), self.target)
+        return Evaluation(value, torch.zeros_like(value, dtype=torch.bool))
+
+    def take(self, rows: Tensor) -> EmbeddingDistance:
+        """Return the objective of the given rows."""
+        return replace(self, target=self.target[rows])
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The model."""
+        return (self.model,) if isinstance(self.model, nn.Module) else ()
+
+    @property
+    def precisions(self) -> frozenset[torch.dtype]:
+        """Those of CLIPModel."""
+        return frozenset({torch.bfloat16, torch.float32, torch.float64})
+
+    def computing(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Let the model compute in another precision."""
+        context: AbstractContextManager[None] = self.model.computing(dtype)
+        return context
+
+
+def input_gradient(objective: Objective, pixels: Tensor) -> tuple[Tensor, Evaluation]:
+    """Differentiate the summed value by the pixels, and only by them.
+
+    Summed, never averaged: a mean would make gradients depend on the batch and underflow. A NaN entry becomes 0, so
+    that one bad row does not stop the others; the driver counts it as invalid if it persists.
+
+    Returns:
+        Gradient `[B, 3, H, W]` and the (detached) evaluation at the same points.
+    """
+    with torch.enable_grad():
+        leaf = pixels.detach().requires_grad_(True)
+        evaluation = objective.evaluate(leaf)
+        (gradient,) = torch.autograd.grad(evaluation.value.sum(), leaf)
+    return torch.nan_to_num(gradient, nan=0.0), evaluation.detach()
+
+
+@contextmanager
+def frozen(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Put modules into eval mode with frozen parameters, and leave everything as found, also after an exception.
+
+    `.grad` is not touched by `input_gradient`, hence needs no care here.
+    """
+    modes = [(module, module.training) for root in modules for module in root.modules()]
+    wants = [(parameter, parameter.requires_grad) for root in modules for parameter in root.parameters()]
+    try:
+        for root in modules:
+            root.eval()
+        for parameter, _ in wants:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, want in wants:
+            parameter.requires_grad_(want)

@@ -1,0 +1,1 @@
+"""The mathematics of methods and attacks: pure functions of tensors, nothing else."""

@@ -1,0 +1,228 @@
+"""The contract of a method: what it tunes, which passes it reads, what its adversary maximises, what it minimises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ironclip.attacks.objectives import Objective
+from ironclip.errors import ConfigError, DataError
+from ironclip.models.clip import CLIPModel
+from ironclip.models.tuning import Tunable
+from ironclip.registry import Registry
+
+
+class Pass(Enum):
+    """A forward pass whose result a loss may read, as `views.<model>.<view>`."""
+
+    STUDENT_CLEAN = "student.clean"
+    STUDENT_ADV = "student.adv"
+    STUDENT_TEXT = "student.text"
+    STUDENT_TEXT_ADV = "student.text_adv"
+    TEACHER_CLEAN = "teacher.clean"
+    TEACHER_ADV = "teacher.adv"
+    TEACHER_TEXT = "teacher.text"
+    TEACHER_TEXT_ADV = "teacher.text_adv"
+    STUDENT_CLEAN_PATCHES = "student.clean_patches"
+    STUDENT_ADV_PATCHES = "student.adv_patches"
+    TEACHER_CLEAN_PATCHES = "teacher.clean_patches"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step.
+
+    Attributes:
+        keys: One stable key a sample.
+        pixels: Float32 `[B, 3, H, W]` in [0, 1].
+        labels: `[B]` int64, or None where the data have none.
+        captions: One tuple of texts a sample, empty where there are none.
+        class_weights: Unit rows `[C, D]` of the class prompts as the student's text tower sees them now, or None.
+    """
+
+    keys: Sequence[str]
+    pixels: Tensor
+    labels: Tensor | None = None
+    captions: Sequence[tuple[str, ...]] = ()
+    class_weights: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class ImageView:
+    """One version of the images, seen by one model.
+
+    Attributes:
+        embedding: `[B, D]`, raw, float32.
+        class_weights: Unit rows `[C, D]` of the same model's text tower; None where there are no classes.
+    """
+
+    embedding: Tensor
+    class_weights: Tensor | None
+
+    @cached_property
+    def features(self) -> Tensor:
+        """Unit rows `[B, D]`."""
+        return F.normalize(self.embedding, dim=-1)
+
+    @cached_property
+    def similarity(self) -> Tensor:
+        """Cosines `[B, C]` in [-1, 1]; multiply by a scale to get logits."""
+        if self.class_weights is None:
+            raise DataError("the method compares images with classes, but the data have no class names.", "Use labelled data.")
+        return F.linear(self.features, self.class_weights)
+
+
+@dataclass(frozen=True)
+class TextView:
+    """Texts (class prompts or captions), seen by one model: `embedding` `[N, D]`, raw, float32."""
+
+    embedding: Tensor
+
+    @cached_property
+    def features(self) -> Tensor:
+        """Unit rows `[N, D]`."""
+        return F.normalize(self.embedding, dim=-1)
+
+
+class ModelViews:
+    """What one model says of the batch: `.clean`, `.adv` (ImageView), `.text`, `.text_adv` (TextView), `.…_patches`.
+
+    Raises:
+        ConfigError: A pass is read that the method's `needs` does not name; says which to add.
+    """
+
+    def __init__(self, model: Literal["student", "teacher"], passes: Mapping[Pass, object], method: str) -> None:
+        self._model, self._passes, self._method = model, passes, method
+
+    def _read(self, view: str) -> object:
+        wanted = Pass(f"{self._model}.{view}")
+        if wanted not in self._passes:
+            raise ConfigError(
+                f'method "{self._method}" reads views.{wanted.value}, which its `needs` does not name.',
+                f"Add Pass.{wanted.name} to `needs` of the method.",
+            )
+        return self._passes[wanted]
+
+    @property
+    def clean(self) -> ImageView:
+        """The images as they are."""
+        return cast(ImageView, self._read("clean"))
+
+    @property
+    def adv(self) -> ImageView:
+        """The images as the adversary left them."""
+        return cast(ImageView, self._read("adv"))
+
+    @property
+    def text(self) -> TextView:
+        """The batch's texts as they are."""
+        return cast(TextView, self._read("text"))
+
+    @property
+    def text_adv(self) -> TextView:
+        """The batch's texts as the adversary left them."""
+        return cast(TextView, self._read("text_adv"))
+
+    @property
+    def clean_patches(self) -> Tensor:
+        """Projected patch tokens `[B, P, D]` of the images as they are."""
+        return cast(Tensor, self._read("clean_patches"))
+
+    @property
+    def adv_patches(self) -> Tensor:
+        """Projected patch tokens `[B, P, D]` of the images as the adversary left them."""
+        return cast(Tensor, self._read("adv_patches"))
+
+
+class Views:
+    """The passes that a method declared, each computed once.
+
+    Attributes:
+        student: The model that is tuned; its passes carry gradients.
+        teacher: The frozen original; its passes carry none.
+        logit_scale: The student's factor on cosines, a float32 scalar.
+    """
+
+    def __init__(self, method: str, batch: Batch, passes: Mapping[Pass, object], logit_scale: Tensor) -> None:
+        self.student = ModelViews("student", passes, method)
+        self.teacher = ModelViews("teacher", passes, method)
+        self.logit_scale = logit_scale
+        self._method, self._batch = method, batch
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels `[B]` int64.
+
+        Raises:
+            DataError: The data have none.
+        """
+        if self._batch.labels is None:
+            raise DataError(f'method "{self._method}" needs labels, but the data have none.', "Use labelled data, or fare.")
+        return self._batch.labels
+
+
+class Teacher:
+    """The frozen original model; what it says of a batch is computed once a batch."""
+
+    def __init__(self, model: CLIPModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._last: tuple[Tensor, Tensor] | None = None
+
+    @torch.no_grad()
+    def embedding(self, batch: Batch) -> Tensor:
+        """Return the raw embedding of the clean images, `[B, D]` without gradient."""
+        if self._last is None or self._last[0] is not batch.pixels:
+            self._last = (batch.pixels, self.model.embed_image(batch.pixels))
+        return self._last[1]
+
+
+@dataclass(frozen=True)
+class Inner:
+    """An inner problem: what the adversary maximises. With which attack, and in which ball, the recipe says."""
+
+    objective: Objective
+
+
+class Method(ABC):
+    """One way of tuning, a frozen dataclass of its settings; subclasses are files of this folder.
+
+    Attributes:
+        name: Name in the registry.
+        trains: Which part of the model is tuned.
+        across_batch: The loss of a sample reads other samples of the batch (contrastive terms, batch means): the
+            engine then refuses to split the batch.
+        reads_classes: It compares images with class prompts, so the data must be labelled.
+    """
+
+    name: ClassVar[str]
+    trains: ClassVar[Tunable] = Tunable.VISION
+    across_batch: ClassVar[bool] = False
+    reads_classes: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def needs(self) -> frozenset[Pass]:
+        """The passes that `loss` reads."""
+
+    @abstractmethod
+    def adversaries(self, batch: Batch, model: CLIPModel, teacher: Teacher) -> Mapping[Literal["image", "text"], Inner]:
+        """Return the inner problems; none for a method that is not adversarial."""
+
+    @abstractmethod
+    def loss(self, views: Views) -> Mapping[str, Tensor]:
+        """Return named scalar terms, means over the batch; their sum is minimised."""
+
+
+METHODS: Registry[Method] = Registry("method", "ironclip.methods")
+register_method = METHODS.register

@@ -1,0 +1,41 @@
+"""TeCoA: adversarial training of the image tower against the classifier that the text tower makes of class prompts.
+
+Source: Mao et al., ICLR 2023, arXiv:2212.07016, equations 2 to 4. Deviations: none in the loss; the attack's
+gradients never reach the parameters (in the published code they are added to them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ironclip.attacks.objectives import Misclassify
+from ironclip.errors import DataError
+from ironclip.losses.classification import cross_entropy_loss
+from ironclip.methods.base import Batch, Inner, Method, Pass, Teacher, Views, register_method
+from ironclip.models.clip import CLIPModel
+from ironclip.models.zero_shot import FixedClasses
+
+
+@register_method("tecoa")
+@dataclass(frozen=True, kw_only=True)
+class TeCoA(Method):
+    """min over the image tower of max over d of CE(s cos(f(x + d), T), y), over all class prompts T, text frozen."""
+
+    @property
+    def needs(self) -> frozenset[Pass]:
+        """The attacked images."""
+        return frozenset({Pass.STUDENT_ADV})
+
+    def adversaries(self, batch: Batch, model: CLIPModel, teacher: Teacher) -> Mapping[Literal["image", "text"], Inner]:
+        """Maximise the same cross-entropy."""
+        if batch.labels is None or batch.class_weights is None:
+            raise DataError('method "tecoa" needs labels and class names.', "Use labelled data, or the method fare.")
+        return {"image": Inner(Misclassify(FixedClasses(model, batch.class_weights), batch.labels, loss="ce"))}
+
+    def loss(self, views: Views) -> Mapping[str, Tensor]:
+        """Return the cross-entropy on attacked images."""
+        return {"ce": cross_entropy_loss(views.logit_scale * views.student.adv.similarity, views.labels)}

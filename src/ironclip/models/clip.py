@@ -1,0 +1,235 @@
+"""CLIPModel: the one model type. Pixels in [0, 1] and texts in, embeddings out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from ironclip.errors import ConfigError, ShapeError
+from ironclip.models.fast import FastVision, why_not
+from ironclip.models.preprocessing import Preprocessing, check_pixels
+
+Tokenizer = Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where a model comes from; stored with every result.
+
+    Attributes:
+        origin: The source string that it was loaded from.
+        architecture: open_clip's configuration of the towers (embed_dim, vision_cfg, text_cfg).
+        sha256: Hash of the weights file, hex; of the tensors themselves where there is no file.
+        preprocessing: What happens between pixels and tower.
+    """
+
+    origin: str
+    architecture: dict[str, Any] = field(repr=False)
+    sha256: str
+    preprocessing: Preprocessing
+
+
+class CLIPModel(nn.Module):
+    """A CLIP whose preprocessing lies inside, so that nobody can forget it and an adversary acts before it.
+
+    Pixels are float `[B, 3, H, W]` in [0, 1] at any resolution. `embed_*` gives raw embeddings (what FARE and LEAF
+    compare), `*_features` unit rows in float32. Image passes run in `compute_dtype` (see `computing`); the text tower,
+    norms, similarities and logits are always float32.
+
+    Args:
+        clip: An open_clip model with two towers and a logit scale.
+        tokenizer: Texts to token ids `[N, L]`.
+        spec: Origin, hash, preprocessing.
+        fast: Use the fast path where it serves the tower (`fast_path` tells).
+
+    Raises:
+        ConfigError: SigLIP's logit bias, which cosine logits cannot express.
+    """
+
+    def __init__(self, clip: nn.Module, tokenizer: Tokenizer, spec: ModelSpec, *, fast: bool = True) -> None:
+        super().__init__()
+        if getattr(clip, "logit_bias", None) is not None:
+            raise ConfigError(
+                f"{spec.origin} has a logit bias (SigLIP), so its scores are not scaled cosines.",
+                "IronCLIP serves CLIP models with a softmax over logits; load one of those.",
+            )
+        self.clip: Any = clip
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.compute_dtype = torch.float32
+        self.fast_path = "switched off" if not fast else why_not(clip.visual) or "on"
+        self._fast = FastVision(clip.visual) if self.fast_path == "on" else None  # type: ignore[arg-type]  # nn.Module attribute
+        self.train(False)
+
+    # Sizes and scales
+
+    @property
+    def visual(self) -> nn.Module:
+        """The image tower."""
+        return self.clip.visual  # type: ignore[no-any-return]  # open_clip's towers are untyped
+
+    @property
+    def log_logit_scale(self) -> nn.Parameter:
+        """Logarithm of the factor on cosines, the parameter that CLIP learns."""
+        return self.clip.logit_scale  # type: ignore[no-any-return]  # see `visual`
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The factor itself (CLIP: about 100), float32 scalar."""
+        return self.log_logit_scale.float().exp()
+
+    @property
+    def input_resolution(self) -> int:
+        """Side of the square that the image tower reads, in pixels."""
+        return self.spec.preprocessing.resolution
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.log_logit_scale.device
+
+    def text_parameters(self) -> Iterator[nn.Parameter]:
+        """Iterate over the parameters of the text tower."""
+        visual = {id(parameter) for parameter in self.visual.parameters()}
+        for parameter in self.clip.parameters():
+            if id(parameter) not in visual and parameter is not self.log_logit_scale:
+                yield parameter
+
+    # Precision
+
+    @contextmanager
+    def computing(self, dtype: torch.dtype) -> Iterator[None]:
+        """Run image passes inside the block in another precision (bfloat16 to search, float64 to settle ties)."""
+        before, self.compute_dtype = self.compute_dtype, dtype
+        try:
+            yield
+        finally:
+            self.compute_dtype = before
+
+    # Images
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Turn a PIL image into float32 pixels `[3, R, R]` in [0, 1], R the input resolution."""
+        return self.spec.preprocessing.from_pil(image)
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """Embed images, raw.
+
+        Args:
+            pixels: Float `[B, 3, H, W]` in [0, 1]; resized inside, differentiably, where H, W are not the model's.
+
+        Returns:
+            `[B, D]`, float32 (float64 when computing in it).
+
+        Raises:
+            ShapeError, ValueRangeError: Not images in [0, 1]; the message says what was seen.
+        """
+        normalised = self._normalised(pixels)
+        if self._fast is not None:
+            embedding = self._fast.embed(normalised, self.compute_dtype)
+        else:
+            embedding = self._stock(lambda tower, x: tower(x), normalised)
+        return embedding if self.compute_dtype == torch.float64 else embedding.float()
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Embed images as unit rows `[B, D]`; see `embed_image`."""
+        return F.normalize(self.embed_image(pixels), dim=-1)
+
+    def patch_tokens(self, pixels: Tensor, layer: int = -1, projected: bool = True) -> Tensor:
+        """Return what the tower says of each patch.
+
+        Args:
+            pixels: Float `[B, 3, H, W]` in [0, 1].
+            layer: After which block; -1 the last, 0 the first.
+            projected: After the last norm and the projection into the shared space, else as the block leaves them.
+
+        Returns:
+            Float32 `[B, P, D]` projected, else `[B, P, W]`; patches in reading order.
+
+        Raises:
+            ShapeError: No such layer.
+            ConfigError: The tower has no patch tokens that IronCLIP can read.
+        """
+        normalised = self._normalised(pixels)
+        if not hasattr(self.visual, "transformer"):
+            raise ConfigError(f"{type(self.visual).__name__} has no patch tokens.", "Use a vision transformer.")
+        count = len(self.visual.transformer.resblocks)  # type: ignore[union-attr,arg-type]  # open_clip's tower, untyped
+        if not -count <= layer < count:
+            raise ShapeError(f"layer {layer} of a tower with {count} blocks.", f"Give a layer from {-count} to {count - 1}.")
+        layers = layer % count + 1
+        if self._fast is not None:
+            patches = self._fast.patch_tokens(normalised, self.compute_dtype, layers=layers, projected=projected)
+        else:
+
+            def read(tower: Any, x: Tensor) -> Tensor:
+                kept = tower.forward_intermediates(x, indices=[layers - 1], intermediates_only=True, output_fmt="NLC")
+                last: Tensor = kept["image_intermediates"][0]
+                return tower.ln_post(last) @ tower.proj if projected else last
+
+            patches = self._stock(read, normalised)
+        return patches if self.compute_dtype == torch.float64 else patches.float()
+
+    # Texts
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Turn texts into token ids `[N, L]` on the model's device."""
+        return self.tokenizer(list(texts)).to(self.device)
+
+    def embed_text(self, texts: Tensor | Sequence[str]) -> Tensor:
+        """Embed texts or their token ids `[N, L]`, raw: float32 `[N, D]`."""
+        ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
+        return self.clip.encode_text(ids).float()  # type: ignore[no-any-return]  # open_clip is untyped
+
+    def text_features(self, texts: Tensor | Sequence[str]) -> Tensor:
+        """Embed texts or their token ids as unit rows `[N, D]`."""
+        return F.normalize(self.embed_text(texts), dim=-1)
+
+    # Inside
+
+    def train(self, mode: bool = True) -> CLIPModel:
+        """Set the mode; batch norms (RN50) stay in eval mode, since tuning must not move their statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(False)
+        return self
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        # Published training attacks (pgd_v) begin outside [0, 1] by up to eps; evaluation is strict at its entry.
+        check_pixels(pixels, slack=16 / 255)
+        wide = pixels if pixels.dtype == torch.float64 else pixels.float()
+        preprocessing = self.spec.preprocessing
+        return preprocessing.normalise(preprocessing.resize(wide))
+
+    def _stock(self, read: Callable[[Any, Tensor], Tensor], normalised: Tensor) -> Tensor:
+        """Run open_clip's own tower in the compute dtype."""
+        if self.compute_dtype == torch.float64:
+            # A copy, for the rare ties that float32 cannot settle; never kept, never trained.
+            return read(copy.deepcopy(self.visual).double(), normalised.double())
+        with torch.autocast(normalised.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+            return read(self.visual, normalised)
+
+
+def tokenizer_for(architecture: dict[str, Any]) -> Tokenizer:
+    """Return CLIP's tokenizer with the context length of a configuration.
+
+    Raises:
+        ConfigError: The configuration asks for a Hugging Face tokenizer, which needs files of its own.
+    """
+    text = architecture.get("text_cfg", {})
+    if text.get("hf_tokenizer_name"):
+        raise ConfigError(
+            f'the model wants the tokenizer "{text["hf_tokenizer_name"]}" of a hub.',
+            "IronCLIP serves CLIP's own tokenizer; load a model that uses it.",
+        )
+    tokenizer: Tokenizer = open_clip.tokenizer.SimpleTokenizer(context_length=text.get("context_length", 77))
+    return tokenizer

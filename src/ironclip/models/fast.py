@@ -1,0 +1,219 @@
+"""The fast path: open_clip's ViT image tower on low-precision working weights.
+
+What is unusual here, and why (measurements: docs/performance.md):
+
+- Working weights are packed once a change of the parameters and reused; they carry no gradient where the parameters
+  ask for none, so that an attack pays for the input gradient only.
+- Pixels enter the patch embedding as two bfloat16 halves. One half alone would round a normalised pixel to steps of
+  up to 2^-7, as coarse as a perturbation of 1/255, and the tower would not see what the attack does.
+- Queries, keys and values are one contiguous `[3, B * heads, T, d]`; attention is two batched products. The fused
+  attention kernels of CPUs are slower for the 50 to 257 tokens of a CLIP tower.
+- Shapes depend on the tile only, and every product treats rows alike: rows do not depend on their neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+
+def why_not(tower: nn.Module) -> str | None:
+    """Say why the fast path does not serve this tower, or None if it does."""
+    if not isinstance(tower, VisionTransformer):
+        return f"{type(tower).__name__} is not open_clip's VisionTransformer"
+    # Other releases of open_clip may lack some of these; what is absent is not in use.
+    if getattr(tower, "attn_pool", None) is not None or tower.pool_type != "tok":
+        return "it does not pool by the class token"
+    if not isinstance(tower.patch_dropout, nn.Identity):
+        return "it drops patches"
+    if tower.proj is None or tower.conv1.bias is not None:
+        return "it has no projection, or a bias in the patch embedding"
+    if isinstance(tower.ln_pre, nn.Identity) or getattr(tower, "final_ln_after_pool", False):
+        return "its layer norms stand elsewhere"
+    for block in tower.transformer.resblocks:
+        if type(block) is not ResidualAttentionBlock or not isinstance(block.attn, nn.MultiheadAttention):
+            return "its blocks are not plain attention blocks"
+        if not (isinstance(block.ls_1, nn.Identity) and isinstance(block.ls_2, nn.Identity)):
+            return "its blocks scale their branches"
+        if not isinstance(block.mlp.gelu, nn.GELU | QuickGELU) or getattr(block.mlp.gelu, "approximate", "none") != "none":
+            return f"its activation is {block.mlp.gelu}"
+        if type(block.ln_1) not in (nn.LayerNorm, LayerNorm, LayerNormFp32):
+            return f"its normalisation is {type(block.ln_1).__name__}"
+    return None
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Weight and bias of a linear map or a layer norm, in the working precision."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """One transformer block."""
+
+    ln_1: Affine
+    qkv: Affine
+    out: Affine
+    ln_2: Affine
+    fc: Affine
+    proj: Affine
+
+
+@dataclass(frozen=True)
+class VisionWeights:
+    """The tower in one precision; tensors carry gradients to the parameters where those ask for them."""
+
+    patch: Tensor
+    patch_size: int
+    class_token: Tensor
+    positions: Tensor
+    ln_pre: Affine
+    blocks: tuple[BlockWeights, ...]
+    ln_post: Affine
+    projection: Tensor
+    heads: int
+    eps: float
+    activation: Callable[[Tensor], Tensor]
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return `x * sigmoid(1.702 x)`, the activation of OpenAI's CLIP."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def pack(tower: Any, dtype: torch.dtype) -> VisionWeights:
+    """Cast a tower's parameters to the working precision; differentiable with respect to them."""
+
+    def cast(parameter: Tensor) -> Tensor:
+        return parameter.to(dtype).contiguous()
+
+    def affine(weight: Tensor, bias: Tensor) -> Affine:
+        return Affine(cast(weight), cast(bias))
+
+    def layer(module: Any) -> Affine:
+        return affine(module.weight, module.bias)
+
+    blocks = tuple(
+        BlockWeights(
+            ln_1=layer(block.ln_1),
+            qkv=affine(block.attn.in_proj_weight, block.attn.in_proj_bias),
+            out=layer(block.attn.out_proj),
+            ln_2=layer(block.ln_2),
+            fc=layer(block.mlp.c_fc),
+            proj=layer(block.mlp.c_proj),
+        )
+        for block in tower.transformer.resblocks
+    )
+    first = tower.transformer.resblocks[0]
+    return VisionWeights(
+        patch=cast(tower.conv1.weight.flatten(1)),
+        patch_size=int(tower.conv1.kernel_size[0]),
+        class_token=cast(tower.class_embedding),
+        positions=cast(tower.positional_embedding),
+        ln_pre=layer(tower.ln_pre),
+        blocks=blocks,
+        ln_post=layer(tower.ln_post),
+        projection=cast(tower.proj),
+        heads=int(first.attn.num_heads),
+        eps=float(first.ln_1.eps),
+        activation=quick_gelu if isinstance(first.mlp.gelu, QuickGELU) else F.gelu,
+    )
+
+
+def layer_norm(x: Tensor, affine: Affine, eps: float) -> Tensor:
+    """Normalise the last axis."""
+    return F.layer_norm(x, (x.shape[-1],), affine.weight, affine.bias, eps)
+
+
+def embed_patches(weights: VisionWeights, normalised: Tensor) -> Tensor:
+    """Cut `[B, 3, H, W]` into patches and project them: `[B, P, W]` in the working precision."""
+    batch, channels, height, width = normalised.shape
+    side = weights.patch_size
+    rows, columns = height // side, width // side
+    patches = (
+        normalised.reshape(batch, channels, rows, side, columns, side)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(batch, rows * columns, channels * side * side)
+    )
+    coarse = patches.to(weights.patch.dtype)
+    embedded = F.linear(coarse, weights.patch)
+    if weights.patch.dtype == torch.bfloat16:
+        # Same weights, so the gradient through the coarse half is already the whole input gradient.
+        fine = (patches - coarse).detach().to(torch.bfloat16)
+        embedded = embedded + F.linear(fine, weights.patch)
+    return embedded
+
+
+def attend(x: Tensor, block: BlockWeights, heads: int) -> Tensor:
+    """Multi-head self-attention on `[B, T, W]`, without mask."""
+    batch, tokens, width = x.shape
+    depth = width // heads
+    qkv = F.linear(x, block.qkv.weight, block.qkv.bias).view(batch, tokens, 3, heads, depth)
+    query, key, value = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, depth).unbind(0)
+    attention = torch.softmax(torch.bmm(query * depth**-0.5, key.transpose(1, 2)), dim=-1)
+    mixed = torch.bmm(attention, value).view(batch, heads, tokens, depth).transpose(1, 2).reshape(batch, tokens, width)
+    return F.linear(mixed, block.out.weight, block.out.bias)
+
+
+def tokens(weights: VisionWeights, normalised: Tensor, *, layers: int | None = None) -> Tensor:
+    """Run the first `layers` blocks (all by default): `[B, 1 + P, W]`, class token first, before the last norm."""
+    patches = embed_patches(weights, normalised)
+    batch, _, width = patches.shape
+    x = torch.cat([weights.class_token.expand(batch, 1, width), patches], dim=1) + weights.positions
+    x = layer_norm(x, weights.ln_pre, weights.eps)
+    for block in weights.blocks[:layers]:
+        x = x + attend(layer_norm(x, block.ln_1, weights.eps), block, weights.heads)
+        hidden = F.linear(layer_norm(x, block.ln_2, weights.eps), block.fc.weight, block.fc.bias)
+        x = x + F.linear(weights.activation(hidden), block.proj.weight, block.proj.bias)
+    return x
+
+
+def project(weights: VisionWeights, x: Tensor) -> Tensor:
+    """Apply the last norm and the projection to `[..., W]`: `[..., D]`."""
+    return layer_norm(x, weights.ln_post, weights.eps) @ weights.projection
+
+
+class FastVision:
+    """A tower's working copies, one a precision, refreshed when the parameters change.
+
+    Args:
+        tower: A tower that `why_not` does not object to; its parameters are read, never written.
+    """
+
+    def __init__(self, tower: nn.Module) -> None:
+        self.tower = tower
+        self._copies: dict[torch.dtype, tuple[object, VisionWeights]] = {}
+
+    def weights(self, dtype: torch.dtype) -> VisionWeights:
+        """Return working weights: a fresh differentiable cast where gradients are wanted, else the kept copy."""
+        parameters = list(self.tower.parameters())
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            return pack(self.tower, dtype)
+        # In-place updates (optimisers, load_state_dict) count the version up; moves and swaps change the address.
+        state = [(parameter._version, parameter.data_ptr()) for parameter in parameters]
+        kept, copy = self._copies.get(dtype, (None, None))
+        if copy is None or kept != state:
+            with torch.no_grad():
+                copy = pack(self.tower, dtype)
+            self._copies[dtype] = (state, copy)
+        return copy
+
+    def embed(self, normalised: Tensor, dtype: torch.dtype) -> Tensor:
+        """Embed `[B, 3, R, R]`: `[B, D]` in the working precision."""
+        weights = self.weights(dtype)
+        return project(weights, tokens(weights, normalised)[:, 0])
+
+    def patch_tokens(self, normalised: Tensor, dtype: torch.dtype, *, layers: int, projected: bool) -> Tensor:
+        """Return the patch tokens after so many blocks: `[B, P, D]` projected, else `[B, P, W]`."""
+        weights = self.weights(dtype)
+        patches = tokens(weights, normalised, layers=layers)[:, 1:]
+        return project(weights, patches) if projected else patches

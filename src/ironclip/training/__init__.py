@@ -1,0 +1,1 @@
+"""The only training loop: recipe, optimisation, engine, validation, checkpoint."""

@@ -1,0 +1,254 @@
+"""Recipes: what to tune, on what, against which adversary, how. YAML in, checked dataclasses out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import ConfigDict, Field
+
+from ironclip.attacks.base import ATTACKS, Attack
+from ironclip.attacks.threat_model import ThreatModel
+from ironclip.errors import ConfigError, IronClipError, did_you_mean
+from ironclip.methods.base import METHODS, Method
+from ironclip.registry import build, explain
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+Count = Annotated[int, Field(ge=1)]
+
+
+class DataSection(pydantic.BaseModel):
+    """What to tune on.
+
+    Attributes:
+        train: Data source, such as `wds:{data}/tiny_imagenet?split=train`; `{data}` is the data root.
+        templates: Prompt templates with one `{}` each; the source's own where absent.
+        class_names: Words for the labels; the source's own where absent.
+        limit: Take so many samples, by hash of their key.
+        hold_out: So many training samples are kept for validation and never trained on, by hash of their key.
+    """
+
+    model_config = _STRICT
+    train: str
+    templates: list[str] | None = None
+    class_names: list[str] | None = None
+    limit: Count | None = None
+    hold_out: Annotated[int, Field(ge=0)] = 500
+
+
+class OptimisationSection(pydantic.BaseModel):
+    """How to minimise.
+
+    Attributes:
+        optimiser: "sgd", "adam" (weight decay as an L2 term) or "adamw" (decoupled).
+        lr: Learning rate after warm-up.
+        momentum: Of SGD.
+        betas: Of Adam and AdamW.
+        weight_decay: Applied to every tuned parameter.
+        schedule: "cosine" to 0, or "constant".
+        warmup_steps: Steps before the schedule begins.
+        warmup: "linear" (step t runs at (t + 1) / W of lr) or "constant" (at `warmup_lr`).
+        warmup_lr: For constant warm-up.
+        epochs: Passes over the data; or
+        steps: optimiser steps.
+        batch_size: Samples an optimiser step.
+        accumulate: In how many parts a batch passes through the model.
+        clip_norm: Largest gradient norm.
+        precision: "bf16" (float32 masters, bfloat16 passes) or "float32".
+    """
+
+    model_config = _STRICT
+    optimiser: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup: Literal["linear", "constant"] = "linear"
+    warmup_lr: Annotated[float, Field(gt=0)] | None = None
+    epochs: Count | None = None
+    steps: Count | None = None
+    batch_size: Count = 256
+    accumulate: Count = 1
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["bf16", "float32"] = "bf16"
+
+    @pydantic.field_validator("betas", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> OptimisationSection:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give epochs or steps, one of them")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts")
+        if (self.warmup == "constant") != (self.warmup_lr is not None):
+            raise ValueError("warmup_lr belongs to warmup: constant, and is required there")
+        return self
+
+
+class ValidationSection(pydantic.BaseModel):
+    """Validation on the held-out part of the training data.
+
+    Attributes:
+        every: Steps between validations; one is always run at the end.
+        samples: How many of the held-out samples a validation in between uses; the last one uses all.
+        attack: The attack, by name with settings; PGD-20 unless given.
+    """
+
+    model_config = _STRICT
+    every: Count = 100
+    samples: Count = 256
+    attack: dict[str, Any] = Field(default_factory=lambda: {"name": "pgd", "steps": 20})
+
+
+class CheckpointSection(pydantic.BaseModel):
+    """When to write the resume state: every so many steps, at the end, and on SIGTERM."""
+
+    model_config = _STRICT
+    every: Count = 100
+
+
+class Recipe(pydantic.BaseModel):
+    """One training run, whole.
+
+    Attributes:
+        title: One line for people.
+        method: `{name: tecoa, …settings}`.
+        model: Model source; where tuning begins, and the teacher.
+        data: What to tune on.
+        threat: The training adversary's game: `{norm: linf, eps: 2/255}`.
+        attack: The training attack: `{name: pgd_m, steps: 3, step_size: 1/255}`.
+        optimisation: How to minimise.
+        validation: On the held-out part.
+        checkpoint: When to save.
+        select: "last", or "best" by robust validation.
+        seed: Of order, starts and everything else that is drawn.
+    """
+
+    model_config = _STRICT
+    title: str = ""
+    method: dict[str, Any]
+    model: str
+    data: DataSection
+    threat: dict[str, Any] = Field(default_factory=dict)
+    attack: dict[str, Any] = Field(default_factory=lambda: {"name": "pgd_m"})
+    optimisation: OptimisationSection
+    validation: ValidationSection = Field(default_factory=ValidationSection)
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    select: Literal["last", "best"] = "last"
+    seed: int = 0
+
+    def build_method(self) -> Method:
+        """Return the method with its settings."""
+        return _named(self.method, "method", METHODS)
+
+    def build_attack(self) -> Attack:
+        """Return the training attack with its settings."""
+        return _named(self.attack, "attack", ATTACKS)
+
+    def build_validation_attack(self) -> Attack:
+        """Return the attack of the validation."""
+        return _named(self.validation.attack, "validation.attack", ATTACKS)
+
+    def build_threat(self) -> ThreatModel:
+        """Return the training adversary's game."""
+        return build(ThreatModel, self.threat, where="threat")
+
+
+def _named(section: dict[str, Any], where: str, registry: Any) -> Any:
+    if not isinstance(section.get("name"), str):
+        raise ConfigError(f'{where}: the key "name" is missing.', f"Known {where}s: {', '.join(registry.names())}.")
+    return registry.create(section["name"], {k: v for k, v in section.items() if k != "name"}, where=where)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe, or the `run.json` of a run, which repeats it.
+
+    Args:
+        path: YAML file, or a `run.json`.
+        overrides: Changes such as `optimisation.lr=1e-4`; values are read as YAML.
+
+    Raises:
+        ConfigError: With all problems of the file at once: unknown keys (near ones shown), wrong types, unknown
+            method or attack, a `python:` model (code is run from the command line only).
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"there is no recipe {file}.", "Give the path of a YAML file; recipes/ holds examples.")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        place = f" near line {line + 1}" if line is not None else ""
+        raise ConfigError(f"{file} is not YAML{place}.", "Mend the file; indent with spaces.") from None
+    if isinstance(content, dict) and isinstance(content.get("recipe"), dict) and "command" in content:
+        content = content["recipe"]
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no mapping.", "A recipe is key: value; recipes/ holds examples.")
+    for override in overrides:
+        _override(content, override)
+    return check_recipe(content)
+
+
+def check_recipe(content: dict[str, Any]) -> Recipe:
+    """Check the content of a recipe; raises as `load_recipe`."""
+    problems = _unknown_keys(content, Recipe, "")
+    recipe: Recipe | None = None
+    if not problems:
+        try:
+            recipe = Recipe.model_validate(content)
+        except pydantic.ValidationError as error:
+            problems.append(explain(error, "recipe"))
+    if recipe is not None:
+        for make in (recipe.build_method, recipe.build_threat, recipe.build_attack, recipe.build_validation_attack):
+            try:
+                make()
+            except IronClipError as error:
+                problems.append(str(error))
+        if recipe.model.startswith("python:"):
+            problems.append(f"model: {recipe.model} would run code, which a recipe may not.")
+    if recipe is None or problems:
+        raise ConfigError("\n".join(problems), 'Mend the recipe; "ironclip validate FILE" checks it without running it.')
+    return recipe
+
+
+def _unknown_keys(content: dict[str, Any], model: type[pydantic.BaseModel], prefix: str) -> list[str]:
+    problems = []
+    for key, value in content.items():
+        if key not in model.model_fields:
+            problems.append(f'unknown key "{prefix}{key}".{did_you_mean(str(key), model.model_fields)}')
+            continue
+        section = model.model_fields[key].annotation
+        if isinstance(section, type) and issubclass(section, pydantic.BaseModel) and isinstance(value, dict):
+            problems += _unknown_keys(value, section, f"{prefix}{key}.")
+    return problems
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    place, separator, text = override.partition("=")
+    if not separator or not place:
+        raise ConfigError(f'--set "{override}" is not key=value.', "Write, say, --set optimisation.lr=1e-4")
+    *parents, last = place.split(".")
+    section = content
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f'--set "{override}": {parent} is no section.', "Give the path of a value, such as data.train.")
+    section[last] = _number(yaml.safe_load(text))
+
+
+def _number(value: Any) -> Any:
+    """Read `1e-4` as people mean it: YAML takes it for text, since it has no dot."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value

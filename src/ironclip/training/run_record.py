@@ -1,0 +1,73 @@
+"""What a run folder says of itself: run.json, and log.jsonl line by line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ironclip.evaluation.files import write_atomically
+from ironclip.provenance import source_sha256, versions
+
+if TYPE_CHECKING:
+    from ironclip.training.engine import Trainer
+
+
+def run_key(trainer: Trainer) -> str:
+    """Hash what decides the result: recipe, samples and weights. Not the machine, not the place."""
+    parts = [trainer.recipe.model_dump_json(), trainer.data.fingerprint, trainer.model.spec.sha256]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def write_record(out: Path, trainer: Trainer, *, command: Sequence[str], device: str) -> tuple[dict[str, Any], str]:
+    """Write run.json unless it is there from an earlier sitting; return it and the run's key."""
+    method, attack = type(trainer.method).__module__, type(trainer.attack).__module__
+    record: dict[str, Any] = {
+        "command": shlex.join(command),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "source_sha256": source_sha256("ironclip.training.engine", method, attack),
+        "device": device,
+        "threat": trainer.recipe.build_threat().record(),
+        "threat_caption": trainer.recipe.build_threat().caption(),
+        "model": {"source": trainer.model.spec.origin, "sha256": trainer.model.spec.sha256},
+        "fast_path": trainer.model.fast_path,
+        "data": {
+            "source": trainer.data.source,
+            "fingerprint": trainer.data.fingerprint,
+            "samples": len(trainer.data),
+            "held_out": 0 if trainer.held_out is None else len(trainer.held_out.keys),
+            "classes": None if trainer.prompts is None else len(trainer.prompts[0]),
+        },
+        "steps": trainer.steps,
+        "recipe": trainer.recipe.model_dump(mode="json"),
+    }
+    key = run_key(trainer)
+    if not (out / "run.json").exists():
+        write_atomically(out / "run.json", json.dumps(record, indent=1).encode())
+    return record, key
+
+
+class RunLog:
+    """Append-only JSON lines; lines after the step that a run resumes from are dropped, since they will come again."""
+
+    def __init__(self, out: Path, step: int) -> None:
+        self.path = out / "log.jsonl"
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+                except json.JSONDecodeError:
+                    break  # the line that a kill cut off
+        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append one line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
