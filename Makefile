@@ -33,14 +33,13 @@ test-all: lint
 
 lint:
 	@bin="$(BIN)" && set -x && \
-	$$bin/ruff check src tests acceptance benchmarks tools && \
-	$$bin/ruff format --check src tests acceptance benchmarks tools && \
+	$$bin/ruff check -q . && \
+	$$bin/ruff format -q --check . && \
 	$$bin/mypy && \
 	$$bin/lint-imports
 
 format:
-	@bin="$(BIN)" && $$bin/ruff check --fix-only -q src tests acceptance benchmarks tools; \
-	$$bin/ruff format src tests acceptance benchmarks tools
+	@bin="$(BIN)" && $$bin/ruff check --fix-only -q . && $$bin/ruff format .
 
 accept:
 	$(BIN)/python -m acceptance.run $(NAME) $(if $(SHORT),--short)

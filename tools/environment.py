@@ -7,8 +7,8 @@ makes a new environment and an unchanged one is found again by every clone. IRON
 
 import sys
 
-if sys.version_info < (3, 11):  # before anything that an older Python could not read
-    sys.exit("IronCLIP needs Python 3.11 or later, this is %s.\nRun: make PYTHON=python3.11" % sys.version.split()[0])
+if sys.version_info < (3, 11):  # noqa: UP036  # before anything that an older Python could not import
+    sys.exit(f"IronCLIP needs Python 3.11 or later, this is {sys.version.split()[0]}.\nRun: make PYTHON=python3.11")
 
 import contextlib
 import fcntl

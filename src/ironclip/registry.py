@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import pydantic
 
-from ironclip.errors import ConfigError, RegistryError, did_you_mean
+from ironclip.errors import ConfigError, IronClipError, RegistryError, did_you_mean
 
 T = TypeVar("T")
 
@@ -95,8 +95,10 @@ def build(cls: type[T], options: Mapping[str, Any], *, where: str) -> T:
 
     Raises:
         ConfigError: With one line a problem: where, what was given, what was expected.
+        IronClipError: What the class itself raises when it checks its settings.
     """
-    known = list(getattr(cls, "__dataclass_fields__", None) or getattr(cls, "model_fields", {}))
+    fields = getattr(cls, "__dataclass_fields__", None) or getattr(cls, "model_fields", {})
+    known = [name for name, field in fields.items() if getattr(field, "init", True) is not False]
     unknown = [key for key in options if key not in known]
     if unknown:
         lines = [f'{where}: unknown key "{key}".{did_you_mean(key, known)}' for key in unknown]
@@ -104,6 +106,10 @@ def build(cls: type[T], options: Mapping[str, Any], *, where: str) -> T:
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(options))
     except pydantic.ValidationError as error:
+        for problem in error.errors():
+            cause = problem.get("ctx", {}).get("error")
+            if isinstance(cause, IronClipError):
+                raise cause from None  # the class checks itself, and says what to do better than pydantic can
         raise ConfigError(explain(error, where), f"Known keys of {where}: {', '.join(known)}.") from None
 
 

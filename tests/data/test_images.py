@@ -7,11 +7,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from made_up_shards import encoded, levels
 from PIL import Image
 from torchvision.transforms import functional as reference
 
 from ironclip.data.images import FORMATS, UNREADABLE, Resizing, open_image, to_pixels
+from made_up_shards import encoded, levels
 
 
 def test_pixels_are_levels_over_255_exactly() -> None:

@@ -273,7 +273,10 @@ def test_resume_refuses_another_run(store, changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"attack": AttackInfo(name="pgd", settings={"steps": 50, "rel_step_size": 0.25})}, "attack.settings.steps = 20"),
+        (
+            {"attack": AttackInfo(name="pgd", settings={"steps": 50, "rel_step_size": 0.25})},
+            "attack.settings.steps = 20",
+        ),
         ({"dataset_fingerprint": "0"}, "dataset_fingerprint"),
         ({"sample_ids": SampleIds.of(IDS[:5])}, "sample_ids.count = 12, asked for is 5"),
         ({"parity": "TeCoA"}, "parity = 'none', asked for is 'TeCoA'"),

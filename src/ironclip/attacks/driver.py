@@ -13,7 +13,7 @@ import random as python_random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -180,6 +180,7 @@ class _Run:
             invalid=torch.zeros(count, dtype=torch.bool),
         )
         self.outcome.broken = self._settle(self.pixels, torch.arange(count), clean)
+        self.outcome.clean = replace(clean, broken=self.outcome.broken.clone())
         attacked = torch.where(~self.outcome.broken)[0]
         best = torch.full((count,), -torch.inf)
         for restart in range(self.attack.restarts):

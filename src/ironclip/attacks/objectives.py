@@ -190,10 +190,10 @@ def is_correct(logits: Tensor, labels: Tensor, groups: Tensor | None = None) -> 
     return ~rivals.any(dim=1) & torch.isfinite(logits).all(dim=1)
 
 
-def predict(logits: Tensor, labels: Tensor, groups: Tensor | None = None) -> Tensor:
-    """Return the predicted class `[B]`: the label where `is_correct`, else the best class other than the label."""
+def predict(logits: Tensor, labels: Tensor, broken: Tensor) -> Tensor:
+    """Return the predicted class `[B]`: the label where the verdict is right, else the best class other than it."""
     wrong = logits.scatter(1, labels[:, None], -torch.inf).argmax(dim=1)
-    return torch.where(is_correct(logits, labels, groups), labels, wrong)
+    return torch.where(broken, wrong, labels)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ class Dataset(Protocol):
         labels: One label a sample, or None where the set has none.
         class_names: Words for the labels, in label order; None where the source brings none.
         templates: Prompt templates of the source ("a photo of a {}."), or None.
-        fingerprint: sha256 hex of the content (names and bytes, or sizes and times for big folders).
+        fingerprint: sha256 hex of the content (names and bytes, or names and sizes above 1 GiB).
+        problems: What was lost when the source was opened, in words; empty where nothing was.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Dataset(Protocol):
     class_names: Sequence[str] | None
     templates: Sequence[str] | None
     fingerprint: str
+    problems: tuple[str, ...]
 
     def __len__(self) -> int: ...
 

@@ -39,17 +39,15 @@ class HfOptions(ReaderOptions):
 class HfDataset(StoredDataset):
     """The rows of a table in their order."""
 
-    def __init__(self, columns: Columns, resizing: Resizing, folder: Path, encoded: Any) -> None:
+    def __init__(self, columns: Columns, resizing: Resizing, encoded: Any) -> None:
         super().__init__(columns, resizing)
-        self._folder = folder
         self._encoded = encoded
 
     def _image(self, position: int) -> Image.Image:
         cell = self._encoded[position]
-        if cell is None:
-            raise ValueError("the row has no image")
-        data = cell["bytes"]
-        return open_image((self._folder / cell["path"]).read_bytes() if data is None else data)
+        if cell is None or cell["bytes"] is None:
+            raise ValueError("the row holds no image")
+        return open_image(cell["bytes"])
 
 
 def open_hf(source: str, where: str, options: HfOptions) -> HfDataset:
@@ -93,7 +91,7 @@ def open_hf(source: str, where: str, options: HfOptions) -> HfDataset:
         content=files_fingerprint([(file.name, file) for file in files]),
     )
     encoded = table.select_columns([image]).cast_column(image, ImageColumn(decode=False))[image]
-    return HfDataset(columns, options.resizing(), folder, encoded)
+    return HfDataset(columns, options.resizing(), encoded)
 
 
 def _load(folder: Path) -> dict[str, Any]:

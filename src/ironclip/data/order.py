@@ -52,8 +52,7 @@ class Subset:
         self.labels: Sequence[int] | None = kept if labels is None else list(labels)
         self.class_names = parent.class_names if class_names is None else class_names
         self.templates = parent.templates if templates is None else templates
-        # Data sets made by users need not keep a record of losses.
-        self.problems: tuple[str, ...] = getattr(parent, "problems", ())
+        self.problems: tuple[str, ...] = parent.problems
         whole = self.positions == list(range(len(parent))) and self.labels == kept
         self.fingerprint = (
             parent.fingerprint if whole else fingerprint([parent.fingerprint, *self.keys, str(self.labels)])
@@ -172,7 +171,7 @@ def read_batches(
 
     Yields:
         The samples of each `batch_size` positions, fewer where some are unreadable (no sample moves to another batch)
-        and in the last batch; a batch of which nothing is left is passed over.
+        and in the last batch; an empty list where nothing is left of a batch, so that batches can be counted.
 
     Raises:
         ValueRangeError: `batch_size` is below 1.
@@ -196,8 +195,7 @@ def _read_ahead(
                 if index >= _AHEAD:
                     samples, failed = waiting.popleft().result()
                     unreadable.update(failed)
-                    if samples:
-                        yield samples
+                    yield samples
         finally:
             for future in waiting:
                 future.cancel()

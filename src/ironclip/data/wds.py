@@ -17,7 +17,7 @@ import json
 import re
 import tarfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,7 +33,7 @@ from ironclip.data.stored import Columns, StoredDataset
 from ironclip.errors import ConfigError, DataError, did_you_mean
 
 _SHARD = re.compile(r"(?P<stem>.+)\.(tar|tar\.gz|tgz)")
-_NUMBERED = re.compile(r"(?:(?P<split>.+)-)?\d+")
+_NUMBERED = re.compile(r"(?:(?P<split>.+)-)?(?P<number>\d+)")
 _MEMBER = re.compile(r"(?P<stem>(?:.*/)?[^/.]+)\.(?P<suffix>[^/]+)")
 _CHUNK = 2**20
 
@@ -121,6 +121,8 @@ def open_wds(source: str, where: str, options: WdsOptions) -> WdsDataset:
     folder = paths[0].parent
     plain_bytes = sum(path.stat().st_size for path in paths if not _is_gzipped(path))
     problems = Problems()
+    for number in _gaps(paths) if folder == Path(where).expanduser() else ():
+        problems.say(f"shard {number} of {split} is missing between the others.")
     samples: dict[str, _Members] = {}
     shards, contents = [], []
     for path in paths:
@@ -209,6 +211,13 @@ def _split_of(stem: str) -> str:
     return (numbered["split"] or "all") if numbered else stem
 
 
+def _gaps(paths: Sequence[Path]) -> list[int]:
+    """Return the numbers that are missing between the first and the last shard."""
+    stems = [shard["stem"] for path in paths if (shard := _SHARD.fullmatch(path.name))]
+    numbers = {int(numbered["number"]) for stem in stems if (numbered := _NUMBERED.fullmatch(stem))}
+    return sorted(set(range(min(numbers), max(numbers))) - numbers) if numbers else []
+
+
 def _is_gzipped(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
@@ -295,7 +304,7 @@ def _annotation(key: str, notes: Mapping[str, bytes], problems: Problems) -> tup
         if "txt" in notes:
             captions = tuple(line.strip() for line in notes["txt"].decode().splitlines() if line.strip())
         if "json" in notes:
-            label, captions = _from_json(json.loads(notes["json"]), captions)
+            label, captions = _from_json(json.loads(notes["json"].decode()), captions)
         if "cls" in notes:
             label = _from_cls(notes["cls"])
     except ValueError as error:  # bytes that are not UTF-8 and text that is not JSON raise kinds of it too

@@ -68,6 +68,10 @@ def _join(joined: RunRecord, store: RunStore, first: Path) -> RunRecord:
         datasets=joined.datasets | new_datasets(joined, store.run),
         sessions=sessions,
         units=joined.units | store.run.units,
+        unreadable={
+            unit: joined.unreadable.get(unit, {}) | store.run.unreadable.get(unit, {})
+            for unit in joined.unreadable | store.run.unreadable
+        },
     )
 
 

@@ -209,6 +209,7 @@ class RunRecord:
         datasets: By their names in the suite.
         sessions: Sittings, the first first.
         units: By unit id; filled by the store.
+        unreadable: By unit id: samples that could not be decoded, with the reason; filled by the store.
         schema_version: Of this record and of the rows.
     """
 
@@ -218,6 +219,7 @@ class RunRecord:
     datasets: dict[str, DatasetInfo]
     sessions: tuple[Session, ...]
     units: dict[str, UnitRecord] = field(default_factory=dict)
+    unreadable: dict[str, dict[str, str]] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 

@@ -192,6 +192,16 @@ class RunStore:
                 file.unlink()
         return written
 
+    def note_unreadable(self, unit: str, reasons: Mapping[str, str]) -> None:
+        """Put samples that cannot be decoded on record, each with its reason; without rows they leave a unit partial.
+
+        Raises:
+            DataError: The run has no such unit.
+        """
+        self.record(unit)
+        known = self.run.unreadable.get(unit, {})
+        self._save(replace(self.run, unreadable={**self.run.unreadable, unit: {**known, **reasons}}))
+
     def done_ids(self, unit: str) -> set[str]:
         """Return the samples that have a row; those of a damaged chunk do not."""
         self.record(unit)

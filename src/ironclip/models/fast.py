@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 def why_not(tower: nn.Module) -> str | None:
@@ -182,6 +184,17 @@ def project(weights: VisionWeights, x: Tensor) -> Tensor:
     return layer_norm(x, weights.ln_post, weights.eps) @ weights.projection
 
 
+def _count_fused_step(optimiser: torch.optim.Optimizer, *_: object) -> None:
+    """Count the versions of parameters up where a fused optimiser, alone of all in-place updates, has not."""
+    for group in optimiser.param_groups:
+        if group.get("fused"):
+            for parameter in group["params"]:
+                increment_version(parameter)
+
+
+register_optimizer_step_post_hook(_count_fused_step)
+
+
 class FastVision:
     """A tower's working copies, one a precision, refreshed when the parameters change.
 
@@ -202,7 +215,8 @@ class FastVision:
         state = [(parameter._version, parameter.data_ptr()) for parameter in parameters]
         kept, copy = self._copies.get(dtype, (None, None))
         if copy is None or kept != state:
-            with torch.no_grad():
+            # The copy outlives the caller's inference mode, whose tensors no attack could differentiate through.
+            with torch.inference_mode(False), torch.no_grad():
                 copy = pack(self.tower, dtype)
             self._copies[dtype] = (state, copy)
         return copy

@@ -68,8 +68,9 @@ class Preprocessing:
         if self.resize_mode == "squash":
             new = (side, side)
         else:
-            scale = side / min(height, width)
-            new = (max(side, int(height * scale)), max(side, int(width * scale)))
+            # In integers: a rounded scale would make 63 of 32 * 98 / 49, and PIL's path 64.
+            shorter = min(height, width)
+            new = (side * height // shorter, side * width // shorter)
         resized = F.interpolate(pixels, size=new, mode=self.kernel, align_corners=False, antialias=True).clamp(0, 1)
         return tv.center_crop(resized, [side, side])
 

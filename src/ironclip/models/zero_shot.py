@@ -56,11 +56,18 @@ class PythonClassifier(Classifier):
     Args:
         call: `[B, 3, H, W]` in [0, 1] to `[B, C]`; an nn.Module is frozen and put into eval mode while attacked.
         device: Where it wants its pixels.
+        class_names: Words for the classes, where they are known: so many logits it must return.
     """
 
-    def __init__(self, call: Callable[[Tensor], Tensor], device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        call: Callable[[Tensor], Tensor],
+        device: torch.device | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         self.call = call
+        self.class_names = None if class_names is None else tuple(class_names)
         parameters = list(call.parameters()) if isinstance(call, nn.Module) else []
         self._device = device or (parameters[0].device if parameters else torch.device("cpu"))
         self.train(False)
@@ -74,13 +81,18 @@ class PythonClassifier(Classifier):
         """Score pixels.
 
         Raises:
-            ShapeError: The callable did not return `[B, C]`.
+            ShapeError: The callable did not return `[B, C]`, or C is not the number of class names.
         """
         check_pixels(pixels)
         scores = self.call(pixels)
         if not isinstance(scores, Tensor) or scores.ndim != 2 or len(scores) != len(pixels):
             shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ShapeError(f"the model returned {shape} for {len(pixels)} images.", "It must return logits [B, C].")
+        if self.class_names is not None and scores.shape[1] != len(self.class_names):
+            raise ShapeError(
+                f"the model returned {scores.shape[1]} logits an image for {len(self.class_names)} class names.",
+                "It must return one logit a class, in the order of the class names.",
+            )
         return scores.float()
 
 
@@ -115,7 +127,7 @@ class FixedClasses(Classifier):
     @property
     def tie_tolerance(self) -> float:
         """1e-4 at a logit scale of 100 (evaluation plan 6.2)."""
-        return 1e-6 * float(self.model.logit_scale)
+        return 1e-6 * self.model.logit_scale.item()
 
     @contextmanager
     def computing(self, dtype: torch.dtype) -> Iterator[None]:

@@ -7,8 +7,9 @@ all colour schemes. A model is told by colour, marker and dash, so colour alone 
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,14 @@ from ironclip.report.results import Cell, DatasetTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 # Stand-ins that occur nowhere else in a drawing; the page defines --model-0 to --model-7, --ink and --grid.
 _MODEL_INKS = tuple(f"#0123{index:02d}" for index in range(8))
 _INK, _GRID = "#012390", "#012391"
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
 _DASHES = ("solid", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1.5, 1.2)))
-_WIDTH, _HEIGHT = 4.2, 3.1
+_WIDTH, _HEIGHT = 3.7, 2.8
 
 
 def robustness_curve(table: DatasetTable, norm: str, *, prefix: str) -> Markup:
@@ -49,7 +51,7 @@ def robustness_curve(table: DatasetTable, norm: str, *, prefix: str) -> Markup:
             [0.0, *(float(budget.radius) for budget, _ in rows)], ["0 (clean)", *(budget.eps for budget, _ in rows)]
         )
         axes.set_xlim(left=0)
-        axes.set_ylim(0, 100)
+        _percent_axis(axes.yaxis, _ceiling([*table.clean, *(cell for _, row in rows for cell in row)]))
         axes.set_xlabel("perturbation budget ε")
         axes.set_ylabel("images still right, %")
     return drawing.markup
@@ -67,30 +69,41 @@ def trade_off(table: DatasetTable, budget: int, *, prefix: str) -> Markup:
         MissingDependencyError: matplotlib is absent.
     """
     with _canvas(prefix) as (axes, drawing):
-        axes.plot([0, 100], [0, 100], color=_GRID, linewidth=1, zorder=1)
-        # Along the line, on the page: the axes are 0 to 100 both ways, so the angle is that of the axes' diagonal.
+        ceiling = _ceiling(table.clean)
+        axes.plot([0, ceiling], [0, ceiling], color=_GRID, linewidth=1, zorder=1)
         axes.text(
-            52, 55, "nothing lost under attack", color=_INK, alpha=0.6, fontsize=8, rotation=45,
+            0.52 * ceiling, 0.55 * ceiling, "nothing lost under attack", color=_INK, alpha=0.6, fontsize=8, rotation=45,
             rotation_mode="anchor", transform_rotates_text=True, ha="center",
         )  # fmt: skip
         for model, (clean, robust) in enumerate(zip(table.clean, table.robust[budget], strict=True)):
             if clean and robust:
                 _cross(axes, clean, robust, model)
         _chance(axes, table.chance)
-        axes.set_xlim(0, 100)
-        axes.set_ylim(0, 100)
+        _percent_axis(axes.xaxis, ceiling)
+        _percent_axis(axes.yaxis, ceiling)
         axes.set_xlabel("clean images right, %")
         axes.set_ylabel(f"right under attack at ε = {table.budgets[budget].eps}, %")
     return drawing.markup
 
 
-def swatch(model: int) -> Markup:
+def swatch(model: int, *, prefix: str) -> Markup:
     """Draw the line and marker of a model for a legend, in the same colours as the figures."""
-    with _canvas(f"swatch-{model}", width=0.42, height=0.18, bare=True) as (axes, drawing):
+    with _canvas(prefix, width=0.42, height=0.18, bare=True) as (axes, drawing):
         axes.plot([0, 0.5, 1], [0.5, 0.5, 0.5], markevery=[1], **_style(model))
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
     return drawing.markup
+
+
+def _percent_axis(axis: Axis, ceiling: int) -> None:
+    axis.set_ticks(range(0, ceiling + 1, 20 if ceiling > 40 else 10))
+    axis.set_view_interval(0, ceiling, ignore=True)
+
+
+def _ceiling(cells: Iterable[Cell | None]) -> int:
+    """Return the end of a percent axis that starts at 0: the next multiple of 20 above all intervals."""
+    highest = max((cell.share.high for cell in cells if cell), default=1.0)
+    return min(100, 20 * math.ceil(5 * highest))
 
 
 def _band(axes: Axes, cells: list[tuple[float, Cell]], model: int) -> None:
@@ -125,8 +138,8 @@ def _cross(axes: Axes, clean: Cell, robust: Cell, model: int) -> None:
 def _chance(axes: Axes, chance: float) -> None:
     axes.axhline(100 * chance, color=_INK, alpha=0.55, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
     axes.annotate(
-        "guessing", (1, 100 * chance), xycoords=("axes fraction", "data"), xytext=(-3, 2), textcoords="offset points",
-        ha="right", va="bottom", fontsize=8, color=_INK, alpha=0.75,
+        "guess", (1, 100 * chance), xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points",
+        ha="left", va="center", fontsize=8, color=_INK, alpha=0.75,
     )  # fmt: skip
 
 
@@ -157,7 +170,7 @@ def _canvas(
         from matplotlib.figure import Figure
     except ImportError:
         raise MissingDependencyError("matplotlib", "report", purpose="drawing the curves of a report") from None
-    settings = {
+    settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": prefix,
         "font.family": "sans-serif",
@@ -193,7 +206,7 @@ def _canvas(
 def _inline(svg: str, prefix: str) -> Markup:
     """Make a file into an element: no prolog, no addresses, unique ids, colours by variable, size by the page."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)  # a style would reach the whole page
     svg = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", svg)
     svg = re.sub(r'(<svg[^>]*?)\swidth="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?)\sheight="[^"]*"', r"\1", svg, count=1)

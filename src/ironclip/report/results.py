@@ -93,6 +93,7 @@ class DatasetTable:
         budgets: In order of norm and radius.
         clean: A cell a model.
         robust: A row a budget, a cell a model; None where it was not run.
+        unreadable: Samples that could not be decoded and have no answers, with the reason.
     """
 
     name: str
@@ -101,6 +102,7 @@ class DatasetTable:
     budgets: tuple[Budget, ...]
     clean: tuple[Cell | None, ...]
     robust: tuple[tuple[Cell | None, ...], ...]
+    unreadable: dict[str, str]
 
     @property
     def chance(self) -> float:

@@ -38,6 +38,7 @@ class _Unit:
     labels: dict[str, int]
     clean: Verdicts
     robust: Verdicts
+    unreadable: dict[str, str]
 
     @property
     def game(self) -> tuple[str, Fraction]:
@@ -121,6 +122,10 @@ def _units(index: int, model: Model) -> Iterable[_Unit]:
                 labels=dict(zip(ids, labels.tolist(), strict=True)),
                 clean=dict(zip(ids, clean.tolist(), strict=True)),
                 robust=dict(zip(ids, robust.tolist(), strict=True)),
+                # A sample may have been read in a later sitting.
+                unreadable={
+                    key: reason for key, reason in store.run.unreadable.get(name, {}).items() if key not in set(ids)
+                },
             )
 
 
@@ -149,6 +154,7 @@ def _dataset_table(name: str, info: DatasetInfo, units: Sequence[_Unit], models:
         budgets=tuple(budgets),
         clean=column(_clean, units),
         robust=tuple(robust),
+        unreadable={key: reason for unit in units for key, reason in unit.unreadable.items()},
     )
 
 

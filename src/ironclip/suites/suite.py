@@ -42,7 +42,7 @@ class _ClassList(pydantic.BaseModel):
     names: tuple[str, ...]
 
 
-class _Entry(pydantic.BaseModel):
+class EntrySpec(pydantic.BaseModel):
     """One data set of a suite, as written."""
 
     name: str
@@ -60,7 +60,7 @@ class _Entry(pydantic.BaseModel):
     note: str = ""
 
 
-class _Suite(pydantic.BaseModel):
+class _SuiteFile(pydantic.BaseModel):
     """A suite, as written."""
 
     name: str
@@ -115,7 +115,7 @@ class SuiteEntry:
     """
 
     suite: str
-    spec: _Entry
+    spec: EntrySpec
     data_root: Path
     kept: tuple[int, ...] | None
     class_names: tuple[str, ...]
@@ -264,13 +264,13 @@ def load_suite(name_or_path: str | Path, data_root: str | Path) -> Suite:
     """
     path = _find(str(name_or_path), "suite", _HERE, Path())
     raw = _read_yaml(path)
-    suite = build(_Suite, raw, where=path.name)
+    suite = build(_SuiteFile, raw, where=path.name)
     entries, problems = [], []
     for index, written in enumerate(suite.data):
         where = f"{path.name}.data[{index}]"
         try:
             entries.append(
-                _resolve(build(_Entry, written, where=where), suite.name, path, Path(data_root).expanduser())
+                _resolve(build(EntrySpec, written, where=where), suite.name, path, Path(data_root).expanduser())
             )
         except IronClipError as error:
             problems.append(f"{error.problem} {error.remedy}")
@@ -281,7 +281,7 @@ def load_suite(name_or_path: str | Path, data_root: str | Path) -> Suite:
     return Suite(suite.name, suite.version, suite.title, tuple(entries))
 
 
-def _resolve(entry: _Entry, suite: str, path: Path, data_root: Path) -> SuiteEntry:
+def _resolve(entry: EntrySpec, suite: str, path: Path, data_root: Path) -> SuiteEntry:
     """Look up the class list and the labels that are kept, and try the templates."""
     classes = _read_classes(_find(entry.classes, "class list", _HERE / "classes", path.parent))
     kept = None

@@ -21,7 +21,7 @@ from ironclip.attacks.base import Attack
 from ironclip.attacks.objectives import is_correct
 from ironclip.data.classes import check_class_names
 from ironclip.data.contract import Dataset, Sample
-from ironclip.data.order import epoch_order, hold_out, limit, read_batches
+from ironclip.data.order import epoch_order, hold_out, keep_labels, limit, read_batches
 from ironclip.data.sources import open_dataset
 from ironclip.errors import ConfigError, DataError, RunFailedError
 from ironclip.evaluation.files import write_atomically
@@ -35,6 +35,7 @@ from ironclip.training.checkpoint import Progress, load_checkpoint, save_checkpo
 from ironclip.training.optimisation import build_optimiser, learning_rate
 from ironclip.training.recipe import Recipe
 from ironclip.training.run_record import RunLog, write_record
+from ironclip.training.sweep import choose
 from ironclip.training.validation import HeldOut, Validation, validate
 
 BAD_STEPS = 3
@@ -158,6 +159,12 @@ class Trainer:
         progress.images += len(samples)
         return logged
 
+    def pass_over(self) -> dict[str, float]:
+        """Count a step of which no sample could be read."""
+        self.progress.step += 1
+        self.progress.skipped += 1
+        return {"loss": float("nan")}
+
     def _batch(self, samples: Sequence[Sample]) -> Batch:
         labels = [sample.label for sample in samples if sample.label is not None]
         return Batch(
@@ -279,6 +286,8 @@ def prepare(recipe: Recipe, *, device: str, data_root: str, limit_to: int | None
             "Set optimisation.accumulate to 1.",
         )
     data: Dataset = open_dataset(recipe.data.train.replace("{data}", data_root), strict=strict)
+    if recipe.data.classes == "present" and data.labels is not None:
+        data = keep_labels(data, sorted(set(data.labels)), relabel=True)
     for count in (recipe.data.limit, limit_to):
         data = limit(data, count) if count is not None else data
     model = load_model(recipe.model, device=device)
@@ -311,6 +320,8 @@ def train(
 ) -> Path:
     """Run a recipe, or go on with it where `out` holds its checkpoint; the result is the same, bit for bit.
 
+    A recipe with a sweep first tries its learning rates in short runs under `out/sweep`.
+
     Args:
         recipe: The run.
         out: The run folder: run.json, log.jsonl, checkpoint.safetensors, and at the end model/ (open_clip's layout).
@@ -329,6 +340,21 @@ def train(
         RunFailedError: Three steps in a row without a finite loss; the last good checkpoint is named.
         KeyboardInterrupt, SystemExit: After SIGINT or SIGTERM, with a checkpoint written first.
     """
+    if recipe.sweep is not None:
+
+        def trial(short: Recipe, folder: Path) -> Path:
+            return train(
+                short,
+                folder,
+                device=device,
+                data_root=data_root,
+                limit=limit,
+                strict=strict,
+                command=command,
+                progress=progress,
+            )
+
+        recipe = choose(recipe, out, trial)
     trainer = prepare(recipe, device=device, data_root=data_root, limit_to=limit, strict=strict)
     record, key = write_record(out, trainer, command=command, device=device)
     resumed = load_checkpoint(out, key, dict(trainer.parameters), trainer.optimiser)
@@ -346,7 +372,7 @@ def train(
         for epoch, samples in trainer.batches(strict):
             if trainer.progress.step >= trainer.steps:
                 break
-            logged = trainer.step(samples, epoch)
+            logged = trainer.step(samples, epoch) if samples else trainer.pass_over()
             step, done = trainer.progress.step, trainer.progress.step >= trainer.steps
             rate = (trainer.progress.images - images_before) / (time.monotonic() - began)
             log.write({"step": step, "epoch": epoch, **logged, "images_per_second": rate})

@@ -27,6 +27,8 @@ class DataSection(pydantic.BaseModel):
         train: Data source, such as `wds:{data}/tiny_imagenet?split=train`; `{data}` is the data root.
         templates: Prompt templates with one `{}` each; the source's own where absent.
         class_names: Words for the labels; the source's own where absent.
+        classes: "all" that the source names, or only those "present" among its labels (a train split without its
+            unseen classes).
         limit: Take so many samples, by hash of their key.
         hold_out: So many training samples are kept for validation and never trained on, by hash of their key.
     """
@@ -35,6 +37,7 @@ class DataSection(pydantic.BaseModel):
     train: str
     templates: list[str] | None = None
     class_names: list[str] | None = None
+    classes: Literal["all", "present"] = "all"
     limit: Count | None = None
     hold_out: Annotated[int, Field(ge=0)] = 500
 
@@ -115,6 +118,19 @@ class CheckpointSection(pydantic.BaseModel):
     every: Count = 100
 
 
+class SweepSection(pydantic.BaseModel):
+    """Learning rates to choose from, each tried in a short run and judged on the held-out part of the training data.
+
+    Attributes:
+        lr: The candidates; `optimisation.lr` is replaced by the best of them.
+        steps: Optimiser steps of a trial, the schedule shrunk to them.
+    """
+
+    model_config = _STRICT
+    lr: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)]
+    steps: Count
+
+
 class Recipe(pydantic.BaseModel):
     """One training run, whole.
 
@@ -128,6 +144,7 @@ class Recipe(pydantic.BaseModel):
         optimisation: How to minimise.
         validation: On the held-out part.
         checkpoint: When to save.
+        sweep: Learning rates to choose from before the run.
         select: "last", or "best" by robust validation.
         seed: Of order, starts and everything else that is drawn.
     """
@@ -142,6 +159,7 @@ class Recipe(pydantic.BaseModel):
     optimisation: OptimisationSection
     validation: ValidationSection = Field(default_factory=ValidationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    sweep: SweepSection | None = None
     select: Literal["last", "best"] = "last"
     seed: int = 0
 

@@ -40,6 +40,7 @@ def write_record(out: Path, trainer: Trainer, *, command: Sequence[str], device:
             "source": trainer.data.source,
             "fingerprint": trainer.data.fingerprint,
             "samples": len(trainer.data),
+            "problems": list(trainer.data.problems),
             "held_out": 0 if trainer.held_out is None else len(trainer.held_out.keys),
             "classes": None if trainer.prompts is None else len(trainer.prompts[0]),
         },

@@ -1,0 +1,5 @@
+"""`python -m ironclip` is `ironclip`."""
+
+from ironclip.cli import main
+
+main()

@@ -1,0 +1,67 @@
+"""Options that mean the same in every command, and the words that several commands read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ironclip.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ironclip.attacks.base import Attack
+
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", min=1, metavar="N", help="Take N samples of each data set, the same ones on every machine."
+    ),
+]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="cpu, cuda or cuda:N.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on standard output.")]
+Strict = Annotated[bool, typer.Option("--strict", help="An unreadable sample is fatal, not only counted.")]
+DataRoot = Annotated[
+    str,
+    typer.Option(
+        "--data-root", envvar="IRONCLIP_DATA_ROOT", help="What {data} stands for in recipes and suites.", metavar="DIR"
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder of the result.", metavar="DIR")]
+
+
+def read_attack(text: str) -> Attack:
+    """Build an attack from `name` or `name:key=value,key=value`.
+
+    Raises:
+        RegistryError: No attack goes by this name.
+        ConfigError: A setting is unknown, of the wrong type, or no `key=value`.
+    """
+    from ironclip.attacks.base import ATTACKS
+
+    name, _, settings = text.partition(":")
+    options = {}
+    for setting in settings.split(",") if settings else []:
+        key, separator, value = setting.partition("=")
+        if not (separator and key and value):
+            raise ConfigError(f'--attack "{text}": "{setting}" is not key=value.', "Write, say, --attack pgd:steps=50")
+        options[key.strip()] = value.strip()
+    return ATTACKS.create(name, options, where=f"--attack {name}")
+
+
+def read_shard(text: str) -> tuple[int, int]:
+    """Read `i/n`: part i of n, counted from 0.
+
+    Raises:
+        ConfigError: It is not i/n, or i is not below n.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if match is None or not int(match[1]) < int(match[2]):
+        raise ConfigError(f'--shard is "{text}", expected i/n with i from 0 to n - 1.', "Write 0/4, 1/4, 2/4 and 3/4.")
+    return int(match[1]), int(match[2])
+
+
+def as_file_name(text: str) -> str:
+    """Turn a source or a name into a word that is safe as a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "run"

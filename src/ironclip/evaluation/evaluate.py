@@ -1,0 +1,382 @@
+"""The evaluation loop: a suite's data sets, each under each threat model and attack, chunk by chunk into the store."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ironclip.attacks.base import Attack
+from ironclip.attacks.driver import DriverSettings, Outcome, row_invariance, run_attack
+from ironclip.attacks.objectives import Misclassify, loss_used, predict
+from ironclip.attacks.threat_model import ThreatModel
+from ironclip.data.classes import class_groups, colliding_names, words_sha256
+from ironclip.data.contract import Dataset, Sample
+from ironclip.data.order import epoch_order, limit, read_batches, shard
+from ironclip.errors import ConfigError, DataError
+from ironclip.evaluation.records import (
+    AttackInfo,
+    DatasetInfo,
+    ModelInfo,
+    RunRecord,
+    SampleIds,
+    Session,
+    SuiteInfo,
+    ThreatInfo,
+    UnitRecord,
+    gallery_ids,
+)
+from ironclip.evaluation.store import Adversarials, RunStore
+from ironclip.models.sources import load_classifier, load_model, model_identity
+from ironclip.models.zero_shot import Classifier, ZeroShotClassifier
+from ironclip.provenance import versions
+from ironclip.suites.suite import SuiteDataset, load_suite
+
+CHUNK = 256
+"""Samples that are attacked together and stored as one file; a kill loses at most one such chunk."""
+
+GALLERY = 16
+"""Images kept for the report's gallery, the first by hash of their key."""
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRequest:
+    """What to evaluate, on what, against whom.
+
+    Attributes:
+        model: Model source, `python:` included.
+        suite: Name of a suite, or path of a suite's YAML file.
+        data_root: What `{data}` in the suite stands for.
+        attacks: Each is a unit of its own.
+        threats: Each is a unit of its own.
+        out: The run folder; a run of the same request goes on where it stopped.
+        name: What reports call the model; its source unless given.
+        datasets: Names of data sets of the suite; all unless given.
+        seed: Of random starts.
+        limit: Samples a data set, by hash of their key: the same on every machine.
+        device: "cpu", "cuda", "cuda:1".
+        tile: Rows a forward; rounded up to a multiple of 16, without influence on results.
+        search_dtype: "float32" or "bfloat16"; verdicts are float32 always.
+        shard: (i, n): the samples whose hash of the key is i modulo n; `ironclip merge` joins the parts.
+        strict: An unreadable sample is fatal, not only counted.
+        save: Which images are stored: those of the report's "gallery", "all", or "none".
+        compact: Drop broken rows from tiles; without influence on results.
+        fast: Use the fast path.
+        command: What the user typed, for the record.
+    """
+
+    model: str
+    suite: str
+    data_root: str
+    attacks: tuple[Attack, ...]
+    threats: tuple[ThreatModel, ...]
+    out: Path
+    name: str | None = None
+    datasets: tuple[str, ...] | None = None
+    seed: int = 0
+    limit: int | None = None
+    device: str = "cpu"
+    tile: int = 64
+    search_dtype: str = "float32"
+    shard: tuple[int, int] = (0, 1)
+    strict: bool = False
+    save: Literal["gallery", "all", "none"] = "gallery"
+    compact: bool = True
+    fast: bool = True
+    command: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluationProgress:
+    """What a progress display shows.
+
+    Attributes:
+        unit: The unit under way.
+        done: Its samples with a verdict, those of earlier sittings included.
+        total: Its samples in this shard.
+        clean_accuracy: Of the samples done in this sitting, None before the first.
+        robust_accuracy: Likewise, under the attack.
+    """
+
+    unit: str
+    done: int
+    total: int
+    clean_accuracy: float | None
+    robust_accuracy: float | None
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One data set of the suite, with the model that classifies it."""
+
+    info: SuiteDataset
+    whole: Dataset
+    samples: Dataset
+    classifier: Classifier
+    groups: Tensor | None
+
+
+def evaluate_suite(
+    request: EvaluationRequest, *, progress: Callable[[EvaluationProgress], None] | None = None
+) -> RunStore:
+    """Attack every data set under every threat model with every attack, and store a row a sample.
+
+    Every sample of the (limited, sharded) data set gets a row; one that cannot be read is named in the run's record
+    and leaves the unit `partial`.
+
+    Raises:
+        ConfigError: Nothing to do, or a precision that the model does not offer.
+        DataError: Data are missing, or all samples unreadable.
+        ResumeError: `out` holds a run of another model, suite or seed, or a unit with other settings.
+    """
+    if not request.attacks or not request.threats:
+        raise ConfigError("no attack or no threat model was given.", "Give at least one of each.")
+    if request.search_dtype not in PRECISIONS:
+        raise ConfigError(f'search dtype "{request.search_dtype}".', f"Give one of {', '.join(PRECISIONS)}.")
+    suite = load_suite(request.suite, request.data_root)
+    entries = [suite.entry(name) for name in request.datasets] if request.datasets else list(suite.entries)
+    infos = [entry.open(strict=request.strict) for entry in entries]
+    classifiers = _classifiers(request, infos)
+    identity = model_identity(classifiers[0])
+    settings = DriverSettings(
+        tile=request.tile, compact=request.compact, search_dtype=PRECISIONS[request.search_dtype]
+    )
+    tasks = [_task(request, info, classifier) for info, classifier in zip(infos, classifiers, strict=True)]
+    invariance = _probe(tasks[0], settings)
+    if invariance:
+        # Rows depend on the shape of their tile here: every tile must have the same shape.
+        settings = dataclasses.replace(settings, granule=settings.tile)
+    store = RunStore.create(
+        request.out,
+        RunRecord(
+            model=ModelInfo(name=request.name or request.model, source=request.model, sha256=identity),
+            suite=SuiteInfo(name=suite.name, version=str(suite.version), sha256=suite.sha256),
+            seed=request.seed,
+            datasets={task.info.name: _dataset_info(task) for task in tasks},
+            sessions=(_session(request, settings, invariance),),
+        ),
+    )
+    for task in tasks:
+        for threat in request.threats:
+            for attack in request.attacks:
+                _evaluate_unit(request, store, task, attack, threat, identity, settings, progress)
+    store.write_aggregates()
+    return store
+
+
+def _classifiers(request: EvaluationRequest, infos: Sequence[SuiteDataset]) -> list[Classifier]:
+    """Load the model once and make a classifier of it for each data set."""
+    if request.model.startswith("python:"):
+        return [load_classifier(request.model, i.class_names, i.templates, device=request.device) for i in infos]
+    model = load_model(request.model, device=request.device, fast=request.fast)
+    return [ZeroShotClassifier(model, info.class_names, info.templates) for info in infos]
+
+
+def _task(request: EvaluationRequest, info: SuiteDataset, classifier: Classifier) -> _Task:
+    whole = limit(info.dataset, request.limit) if request.limit is not None else info.dataset
+    samples = shard(whole, *request.shard) if request.shard[1] > 1 else whole
+    groups = class_groups(info.class_names)
+    same = groups == list(range(len(groups)))
+    return _Task(info, whole, samples, classifier, None if same else torch.tensor(groups, device=classifier.device))
+
+
+def _evaluate_unit(
+    request: EvaluationRequest,
+    store: RunStore,
+    task: _Task,
+    attack: Attack,
+    threat: ThreatModel,
+    identity: str,
+    settings: DriverSettings,
+    progress: Callable[[EvaluationProgress], None] | None,
+) -> None:
+    record = _unit_record(request, task, attack, threat, identity)
+    unit = store.open_unit(record)
+    done = store.done_ids(unit)
+    gallery = set(gallery_ids(task.whole.keys, GALLERY))
+    unreadable: dict[str, str] = {}
+    finished, clean_right, robust_right, counted = len(done & set(task.samples.keys)), 0, 0, 0
+    for chunk, samples in _chunks(task.samples, done, request.strict, unreadable):
+        outcome, objective = _attack_chunk(samples, task, attack, threat, request.seed, settings)
+        rows = _rows(samples, outcome, objective, attack, threat, identity, request, settings)
+        kept = [i for i, s in enumerate(samples) if request.save == "all" or (request.save == "gallery" and s.key in gallery)]
+        store.write_chunk(unit, chunk, rows, _images(samples, outcome, kept))
+        finished, counted = finished + len(samples), counted + len(samples)
+        clean_right += int((~outcome.clean.broken).sum())
+        robust_right += int((~outcome.broken).sum())
+        if progress:
+            progress(
+                EvaluationProgress(
+                    unit, finished, len(task.samples), clean_right / counted, robust_right / counted
+                )
+            )
+    if unreadable:
+        store.note_unreadable(unit, unreadable)
+        if len(unreadable) == len(task.samples):
+            raise DataError(f"none of the {len(unreadable)} samples of {task.info.name} can be read.", "Check the data.")
+
+
+def _chunks(
+    samples: Dataset, done: set[str], strict: bool, unreadable: dict[str, str]
+) -> Iterator[tuple[str, list[Sample]]]:
+    """Yield the chunks that are still to do; which samples share a chunk is a function of their keys."""
+    order = epoch_order(samples.keys, 0, 0)
+    chunks = [order[start : start + CHUNK] for start in range(0, len(order), CHUNK)]
+    for number, positions in enumerate(chunks):
+        missing = [position for position in positions if samples.keys[position] not in done]
+        for batch in read_batches(samples, missing, CHUNK, strict=strict, unreadable=unreadable):
+            if batch:
+                yield f"{number:05d}", batch
+
+
+def _attack_chunk(
+    samples: Sequence[Sample], task: _Task, attack: Attack, threat: ThreatModel, seed: int, settings: DriverSettings
+) -> tuple[Outcome, Misclassify]:
+    """Attack the samples of a chunk; images of different sizes are attacked size by size, as they are."""
+    labels = torch.tensor([sample.label for sample in samples], device=task.classifier.device)
+    objective = Misclassify(task.classifier, labels, loss=attack.loss, groups=task.groups)
+    pixels = [acting_pixels(sample.pixels, task.classifier, threat) for sample in samples]
+    if len({tuple(image.shape) for image in pixels}) > 1:
+        raise DataError(
+            f"{task.info.name} holds images of different sizes, which one tile cannot.",
+            "Give them one size in the source (?size=224 or ?resize=32).",
+        )
+    keys = [sample.key for sample in samples]
+    return run_attack(attack, objective, torch.stack(pixels), keys, threat, seed=seed, settings=settings), objective
+
+
+def acting_pixels(pixels: Tensor, classifier: Classifier, threat: ThreatModel) -> Tensor:
+    """Return the image on which the adversary acts, `[3, H, W]`: as it is, or as the model's input.
+
+    Raises:
+        ConfigError: `acting: model_input` with a classifier that has no known input resolution.
+    """
+    if threat.acting == "native":
+        return pixels
+    if not isinstance(classifier, ZeroShotClassifier):
+        raise ConfigError("the threat model acts at the model's input, whose size is unknown here.", "Use acting: native.")
+    return classifier.model.spec.preprocessing.resize(pixels[None])[0]
+
+
+def _rows(
+    samples: Sequence[Sample],
+    outcome: Outcome,
+    objective: Misclassify,
+    attack: Attack,
+    threat: ThreatModel,
+    identity: str,
+    request: EvaluationRequest,
+    settings: DriverSettings,
+) -> list[dict[str, Any]]:
+    """Turn an outcome into rows of the store's schema; margins are positive where the answer is right."""
+    labels = objective.labels.cpu()
+    clean, final = outcome.clean, outcome.final
+    if clean.logits is None or final.logits is None or clean.margin is None or final.margin is None:
+        raise TypeError("a classification objective gives logits and margins")
+    shared = {
+        "attack": attack.name,
+        "loss_used": loss_used(attack.loss, clean.logits.shape[1]),
+        "target": -1,
+        "tile": settings.tile,
+        "dtype": request.search_dtype,
+        "threat_hash": threat.hash,
+        "model_sha256": identity,
+        "seed": request.seed,
+    }
+    columns = {
+        "y": labels,
+        "pred_clean": predict(clean.logits, labels, clean.broken),
+        "margin_clean": -clean.margin,
+        "pred_adv": predict(final.logits, labels, outcome.broken),
+        "margin_adv": -final.margin,
+        "broken": outcome.broken,
+        "restart": outcome.restart,
+        "best_loss": outcome.best_loss,
+        "norm": outcome.norm,
+        "iterations": outcome.iterations,
+        "forwards": outcome.forwards,
+        "backwards": outcome.backwards,
+        "seconds": outcome.seconds,
+        "near_tie": outcome.near_tie,
+        "false_claims": outcome.false_claims,
+        "invalid": outcome.invalid,
+        "logits_clean": clean.logits,
+        "logits_adv": final.logits,
+    }
+    plain = {name: column.tolist() for name, column in columns.items()}
+    return [
+        {"sample_id": sample.key, **shared, **{name: values[index] for name, values in plain.items()}}
+        for index, sample in enumerate(samples)
+    ]
+
+
+def _images(samples: Sequence[Sample], outcome: Outcome, kept: Sequence[int]) -> Adversarials | None:
+    if not kept:
+        return None
+    return Adversarials(
+        keys=[samples[index].key for index in kept],
+        clean=torch.stack([samples[index].pixels for index in kept]).numpy(),
+        adversarial=outcome.adversarial[list(kept)].numpy(),
+    )
+
+
+def _unit_record(
+    request: EvaluationRequest, task: _Task, attack: Attack, threat: ThreatModel, identity: str
+) -> UnitRecord:
+    info, classifier = task.info, task.classifier
+    height, width = acting_pixels(task.samples[0].pixels, classifier, threat).shape[-2:] if len(task.samples) else (0, 0)
+    rules = threat.record() | {"acting_size": [height, width], "search_dtype": request.search_dtype}
+    if isinstance(classifier, ZeroShotClassifier):
+        rules["preprocess"] = classifier.model.spec.preprocessing.record()
+        rules["logit_scale"] = classifier.model.logit_scale.item()
+    return UnitRecord(
+        dataset=info.name,
+        dataset_fingerprint=info.dataset.fingerprint,
+        class_list_sha256=words_sha256(info.class_names),
+        prompt_set_sha256=words_sha256(info.templates),
+        duplicates=tuple(name for name, _ in colliding_names(info.class_names)),
+        attack=AttackInfo(name=attack.name, settings=dataclasses.asdict(attack)),  # type: ignore[call-overload]  # every attack is a dataclass
+        threat=ThreatInfo(record=rules, hash=threat.hash, caption=threat.caption((height, width))),
+        model_sha256=identity,
+        seed=request.seed,
+        sample_ids=SampleIds.of(task.whole.keys),
+        n_total=len(info.dataset),
+    )
+
+
+def _dataset_info(task: _Task) -> DatasetInfo:
+    info = task.info
+    return DatasetInfo(
+        title=info.title, source=info.dataset.source, class_names=tuple(info.class_names), metric=info.metrics[-1]
+    )
+
+
+def _session(request: EvaluationRequest, settings: DriverSettings, invariance: float) -> Session:
+    return Session(
+        command=shlex.join(request.command),
+        versions=versions(),
+        device=request.device,
+        tile=settings.tile,
+        row_invariance=invariance,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _probe(task: _Task, settings: DriverSettings) -> float:
+    """Measure `row_invariance` on the first images of a data set, filled up with mirror images where it is short."""
+    batch = next(read_batches(task.whole, range(min(16, len(task.whole))), 16, strict=False, unreadable={}), None)
+    if not batch:
+        raise DataError(f"{task.info.name} has no readable sample.", "Check the data.")
+    rows = torch.arange(16) % len(batch)
+    pixels = torch.stack([sample.pixels for sample in batch])[rows].to(task.classifier.device)
+    labels = torch.tensor([sample.label for sample in batch], device=task.classifier.device)[rows]
+    return row_invariance(Misclassify(task.classifier, labels, groups=task.groups), pixels, settings)

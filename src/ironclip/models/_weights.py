@@ -1,0 +1,152 @@
+"""Weights: read without running code, checked, hashed, fitted into a model, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ironclip.errors import WeightsError
+from ironclip.models._files import first_line, refuse_impostor
+
+logger = logging.getLogger(__name__)
+
+# OpenAI's own checkpoints carry these beside the weights; they are sizes, and a mark of where the file comes from.
+OPENAI_SIZES = frozenset({"input_resolution", "context_length", "vocab_size"})
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read tensors by name, from safetensors, or from a PyTorch file with `weights_only=True`.
+
+    Raises:
+        WeightsError: Not weights, damaged, or holding objects that only running code could read.
+    """
+    refuse_impostor(path)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise WeightsError(
+                f"{path} is truncated or no safetensors file ({path.stat().st_size:,} bytes; {first_line(error)}).",
+                "Fetch the file anew and compare its size.",
+            ) from None
+    logger.warning("%s is a pickle: it is read with weights_only=True, which loads tensors and runs no code.", path)
+    return _tensors_of(_read_pickle(path), path)
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        if not zipfile.is_zipfile(path):
+            raise WeightsError(
+                f"{path} is truncated or no PyTorch file ({path.stat().st_size:,} bytes).",
+                "Fetch the file anew and compare its size.",
+            ) from None
+        holds = "a TorchScript program" if "TorchScript" in str(error) else "Python objects besides tensors"
+        raise WeightsError(
+            f"{path} holds {holds}, which could run code when loaded.",
+            "Take the model's safetensors file, or save its state dict as one where you trust it.",
+        ) from None
+    return content
+
+
+def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """Unwrap a training checkpoint and the prefix that data parallelism leaves on names."""
+    tensors = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    # OpenAI's sizes are plain numbers in some files.
+    if not isinstance(tensors, Mapping) or not all(
+        isinstance(tensor, Tensor) for name, tensor in tensors.items() if name not in OPENAI_SIZES
+    ):
+        raise WeightsError(f"{path} holds no tensors by name.", "Give a file with a state dict.")
+    if tensors and all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
+
+
+def fit(model: Any, tensors: dict[str, Tensor], where: object) -> None:
+    """Copy tensors into an open_clip model, whatever their precision, and leave no weight as it was.
+
+    Args:
+        model: The model; its own (float32) precision stays.
+        tensors: By open_clip's names, old ones among them.
+        where: Where they come from, for errors.
+
+    Raises:
+        WeightsError: Names or shapes do not fit (how many, the first three of each), a logit bias (SigLIP), NaN.
+    """
+    if "logit_bias" in tensors:
+        raise WeightsError(
+            f"{where} holds a logit bias (SigLIP), so its scores are not scaled cosines.",
+            "IronCLIP serves CLIP models with a softmax over logits; load one of those.",
+        )
+    tensors = convert_state_dict(model, {name: tensors[name] for name in tensors if name not in OPENAI_SIZES})
+    if not hasattr(model, "positional_embedding"):
+        tensors = convert_to_custom_text_state_dict(tensors)
+    if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:
+        tensors["logit_scale"] = tensors["logit_scale"].reshape(model.logit_scale.shape)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    _refuse_misfit(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise WeightsError(f"{where} holds NaN or infinite weights: {_some(broken)}.", "Fetch or train them anew.")
+    model.load_state_dict(tensors)
+
+
+def _refuse_misfit(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]], where: object) -> None:
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    misshapen = [
+        f"{name} {given[name]}, expected {shape}" for name, shape in wanted.items() if given.get(name, shape) != shape
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    if any(faults.values()):
+        listed = "; ".join(f"{len(names)} {fault} ({_some(names)})" for fault, names in faults.items() if names)
+        raise WeightsError(
+            f"{where} does not fit its architecture of {len(wanted)} tensors: {listed}.",
+            "Check that the configuration belongs to these weights.",
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Return the sha256 hex of tensors: of names, types, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}\t{tensor.dtype}\t{tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_weights(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
+    """Write a model's tensors as safetensors, whole or not at all."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        # Scalars stay: a logit scale rounded to 16 bits would scale every logit by up to 1.6 %.
+        narrowed = tensor.to(dtype) if tensor.is_floating_point() and tensor.numel() > 1 else tensor
+        tensors[name] = narrowed.cpu().contiguous()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(tensors, temporary, metadata={"format": "pt"})
+    replace_durably(temporary, path)
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Put a written file in its place, on the disk before its name is."""
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
