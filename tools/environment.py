@@ -73,7 +73,7 @@ def point_here(place: Path) -> None:
 
 
 def pip(place: Path, *arguments: str) -> None:
-    command = [str(place / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-q", *arguments]
+    command = [str(place / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "-qq", *arguments]
     # stdout carries the folder's name only.
     if subprocess.run(command, cwd=ROOT, stdout=sys.stderr).returncode:
         sys.exit(f"the installation into {place} failed, see above.\nIt starts afresh the next time.")

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import importlib.util
 import platform
+import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
@@ -49,13 +50,22 @@ def _closure(modules: Sequence[str]) -> dict[str, str]:
         name = waiting.pop()
         if name in found:
             continue
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
+        file = _file_of(name)
+        if file is None:
             continue
-        tree = ast.parse(Path(spec.origin).read_text())
+        tree = ast.parse(file.read_text())
         found[name] = ast.dump(_without_docstrings(tree))
         waiting += [imported for imported in _imports(tree) if imported.split(".")[0] == "ironclip"]
     return found
+
+
+def _file_of(module: str) -> Path | None:
+    """Return where a module's code is; None for one without a file, such as a method typed at a prompt."""
+    if module in sys.modules:  # a script that runs has a file but no spec
+        path = getattr(sys.modules[module], "__file__", None)
+        return Path(path) if path else None
+    spec = importlib.util.find_spec(module)
+    return Path(spec.origin) if spec is not None and spec.origin else None
 
 
 def _imports(tree: ast.AST) -> list[str]:
@@ -79,6 +89,10 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:] or [ast.Pass()]
     return tree

@@ -54,12 +54,17 @@ class SampleRandom:
         """Draw float32 `[B, *shape]` from the uniform distribution on [low, high)."""
         if not len(self.keys):
             return torch.empty((0, *shape))
-        unit = np.stack([self.generator(row, purpose).random(tuple(shape), dtype=np.float32) for row in range(len(self.keys))])
+        unit = np.stack(
+            [self.generator(row, purpose).random(tuple(shape), dtype=np.float32) for row in range(len(self.keys))]
+        )
         return torch.from_numpy(unit) * (high - low) + low
 
     def normal(self, shape: Sequence[int], purpose: str) -> Tensor:
         """Draw float32 `[B, *shape]` from the standard normal distribution."""
         if not len(self.keys):
             return torch.empty((0, *shape))
-        draws = [self.generator(row, purpose).standard_normal(tuple(shape), dtype=np.float32) for row in range(len(self.keys))]
+        draws = [
+            self.generator(row, purpose).standard_normal(tuple(shape), dtype=np.float32)
+            for row in range(len(self.keys))
+        ]
         return torch.from_numpy(np.stack(draws))

@@ -84,10 +84,10 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._loaded:
             return
-        self._loaded = True
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
+        self._loaded = True  # only now: a module that fails to import is to fail again, not to be missing
 
 
 def build(cls: type[T], options: Mapping[str, Any], *, where: str) -> T:

@@ -76,13 +76,14 @@ class State:
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """Join states that stand at the same point; what is not a tensor is taken from the first."""
-        names = parts[0]._tensors()
-        return dataclasses.replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in parts[0]._tensors()
+        }
+        return dataclasses.replace(parts[0], **joined)
 
     def examined(self, point: Tensor, evaluation: Evaluation, *, backward: bool, **more: Any) -> Self:
         """Return the state after a point was evaluated: candidate, claim, best and counters renewed."""
-        # NaN never counts as better, and a first value of minus infinity does.
-        better = (evaluation.value > self.best_value) | (self.forwards == 0)
+        better = improves(evaluation.value, self.best_value) | (self.forwards == 0)
         return dataclasses.replace(
             self,
             candidate=point,
@@ -95,9 +96,14 @@ class State:
             **more,
         )
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _tensors(self) -> dict[str, Any]:
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
         return {name: value for name, value in fields if isinstance(value, Tensor)}
+
+
+def improves(value: Tensor, best: Tensor) -> Tensor:
+    """Say where a value beats the best so far, `[B]` bool: NaN beats nothing, and anything beats NaN."""
+    return ~(value <= best) & ~value.isnan()
 
 
 class Attack(ABC):
@@ -129,6 +135,10 @@ class Attack(ABC):
         """Return the point that the attack stands for: the best one unless the attack says otherwise."""
         return state.best
 
+    def result_value(self, state: State) -> Tensor:
+        """Return the objective there, `[B]`, by which restarts are compared."""
+        return state.best_value
+
     def perturb(self, objective: Objective, pixels: Tensor, threat: ThreatModel, random: SampleRandom) -> Tensor:
         """Attack a batch and return the result of the best restart, `[B, 3, H, W]`; without early exit.
 
@@ -146,13 +156,13 @@ class Attack(ABC):
                 state = self.start(objective, pixels.detach(), threat, streams)
                 while not self.settled(state):
                     state = self.step(objective, state)
-                found = self.result(state)
+                found, its_value = self.result(state), self.result_value(state)
                 if value is None:
-                    result, value = found, state.best_value
+                    result, value = found, its_value
                 else:
-                    better = state.best_value > value
+                    better = improves(its_value, value)
                     result = torch.where(better.view(-1, 1, 1, 1), found, result)
-                    value = torch.where(better, state.best_value, value)
+                    value = torch.where(better, its_value, value)
         return result.detach()
 
 

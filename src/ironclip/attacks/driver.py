@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ironclip.attacks.base import Attack, State
+from ironclip.attacks.base import Attack, State, improves
 from ironclip.attacks.objectives import Evaluation, Objective, frozen, input_gradient
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.errors import ConfigError, ShapeError, ValueRangeError
@@ -49,7 +49,9 @@ class DriverSettings:
 
     def __post_init__(self) -> None:
         if self.tile < 1:
-            raise ConfigError(f"a batch size of {self.tile}.", "Give a positive number; it is rounded up to a multiple of 16.")
+            raise ConfigError(
+                f"a batch size of {self.tile}.", "Give a positive number; it is rounded up to a multiple of 16."
+            )
         object.__setattr__(self, "tile", -(-self.tile // GRANULE) * GRANULE)
 
 
@@ -63,15 +65,16 @@ class Outcome:
         broken: `[N]` bool, wrong on the clean image or made wrong within the budget, as verified in float32.
         clean: Evaluation of the clean images, float32.
         final: Evaluation of `adversarial`, float32.
-        best_loss: `[N]`, largest value of the objective seen during the search.
+        best_loss: `[N]`, largest value of the objective seen on the clean image and during the search up to the break.
         norm: `[N]` float64, length of the perturbation.
-        iterations: `[N]` points examined up to the first verified break (1 is the start), -1 where there is none.
-        restart: `[N]`, in which restart the adversarial was found, -1 for clean mistakes.
-        forwards: `[N]`, backwards: `[N]`: passes spent, verification included.
+        iterations: `[N]` points that the restart had examined at the first verified break (1 is its start), -1 where
+            the search claimed none.
+        restart: `[N]`, in which restart the adversarial was found, -1 where it is the clean image.
+        forwards: `[N]`, backwards: `[N]`: passes spent up to the break, clean image and verification included.
         seconds: `[N]`, wall time, each tile's shared by its rows.
         near_tie: `[N]` bool, a verdict within the tie tolerance was settled in float64.
         false_claims: `[N]`, claims of the search that float32 did not confirm.
-        invalid: `[N]` bool, a claim lay outside ball or box; it is no success.
+        invalid: `[N]` bool, a claim or the best point lay outside ball or box; it is no success, and is not returned.
     """
 
     adversarial: Tensor
@@ -121,14 +124,17 @@ def run_attack(
     if len(keys) != len(pixels):
         raise ShapeError(f"{len(keys)} sample keys for {len(pixels)} images.", "Give one key an image.")
     if pixels.dtype != torch.float32:
-        raise ValueRangeError(f"pixels are {pixels.dtype}, expected float32 in [0, 1].", "For 8-bit images use pixels / 255.")
+        raise ValueRangeError(
+            f"pixels are {pixels.dtype}, expected float32 in [0, 1].", "For 8-bit images use pixels / 255."
+        )
     low, high = (float(bound) for bound in torch.aminmax(pixels)) if pixels.numel() else (0.0, 0.0)
     if not (low >= 0 and high <= 1):
         raise ValueRangeError(
             f"pixels range from {low:.4g} to {high:.4g}, expected numbers in [0, 1].",
             "Give images before mean and std are applied (the model normalises inside); divide 0..255 by 255.",
         )
-    with untouched_random_state(), frozen(objective.modules):
+    pixels = pixels.detach().cpu()
+    with untouched_random_state(), exact_float32(objective.device), frozen(objective.modules):
         return _Run(attack, objective, pixels, keys, threat, seed, settings).to_the_end(progress)
 
 
@@ -147,6 +153,26 @@ def untouched_random_state() -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Let float32 be float32, whatever the caller has switched on: no autocast, no TF32, no kernels chosen by timing.
+
+    Verdicts need it; convolutions on CUDA use TF32 unless told otherwise.
+    """
+    products, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    with (
+        torch.autocast(device.type, enabled=False),
+        cudnn.flags(enabled=cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False),
+    ):
+        try:
+            if products != "highest":
+                torch.set_float32_matmul_precision("highest")
+            yield
+        finally:
+            if products != "highest":
+                torch.set_float32_matmul_precision(products)
+
+
 @dataclass
 class _Run:
     """One attack under way: the verdicts so far, and the rows still standing."""
@@ -162,10 +188,11 @@ class _Run:
 
     def to_the_end(self, progress: Progress | None) -> Outcome:
         count = len(self.pixels)
-        clean = self._verify(self.pixels, torch.arange(count))
-        self.outcome = Outcome(
+        every = torch.arange(count)
+        clean = self._verify(self.pixels, every)
+        self.outcome = outcome = Outcome(
             adversarial=self.pixels.clone(),
-            broken=clean.broken.clone(),
+            broken=clean.broken,
             clean=clean,
             final=clean,
             best_loss=clean.value.clone(),
@@ -179,19 +206,18 @@ class _Run:
             false_claims=torch.zeros(count, dtype=torch.int64),
             invalid=torch.zeros(count, dtype=torch.bool),
         )
-        self.outcome.broken = self._settle(self.pixels, torch.arange(count), clean)
-        self.outcome.clean = replace(clean, broken=self.outcome.broken.clone())
-        attacked = torch.where(~self.outcome.broken)[0]
+        outcome.clean = replace(clean, broken=self._settle(self.pixels, every, clean))
+        outcome.final = outcome.clean.each(torch.clone)
+        outcome.broken = outcome.final.broken  # one tensor: `_write` marks both
+        attacked = torch.where(~outcome.broken)[0]
         best = torch.full((count,), -torch.inf)
         for restart in range(self.attack.restarts):
-            rows = attacked[~self.outcome.broken[attacked]] if self.settings.compact else attacked
+            rows = attacked[~outcome.broken[attacked]] if self.settings.compact else attacked
             if len(rows):
                 self._restart(restart, rows, best, progress)
-        survivors = torch.where(~self.outcome.broken)[0]
-        self._judge(self.outcome.adversarial, survivors, iterations=-1)
-        self.outcome.final = self._verify(self.outcome.adversarial, torch.arange(count))
-        self.outcome.norm = self.threat.distance(self.outcome.adversarial, self.pixels)
-        return self.outcome
+        self._conclude(torch.where(~outcome.broken)[0])
+        outcome.norm = self.threat.distance(outcome.adversarial, self.pixels)
+        return outcome
 
     def _restart(self, restart: int, rows: Tensor, best: Tensor, progress: Progress | None) -> None:
         """Run the attack once over the given rows, all of them step by step together."""
@@ -200,80 +226,114 @@ class _Run:
         state, seconds = self._tiled(
             rows,
             lambda tile, own: self.attack.start(
-                self.objective.take(tile), self.pixels[tile].to(self._device), self.threat, streams.take(tile)
+                self.objective.take(tile), self.pixels[tile].to(self.objective.device), self.threat, streams.take(tile)
             ),
         )
         outcome.seconds[rows] += seconds
         examined = 0
+        booked = outcome.broken[rows]  # none, unless broken rows stay
         while not state.done:
             before = state
-            state, seconds = self._tiled(
-                rows, lambda tile, own, before=before: self.attack.step(self.objective.take(tile), before.take(own))
-            )
+
+            def advance(tile: Tensor, own: Tensor, before: State = before) -> State:
+                return self.attack.step(self.objective.take(tile), before.take(own))
+
+            state, seconds = self._tiled(rows, advance)
             outcome.seconds[rows] += seconds
             examined += 1
-            claims = state.claimed.cpu() & ~outcome.broken[rows]
+            claims = state.claimed.cpu() & ~booked
             if claims.any():
-                candidates = self.pixels.clone()
-                candidates[rows[claims]] = state.candidate[claims.to(state.candidate.device)].cpu()
-                confirmed = self._judge(candidates, rows[claims], iterations=examined)
-                outcome.adversarial[confirmed] = candidates[confirmed]
-                outcome.restart[confirmed] = restart
+                points = state.candidate[claims.to(state.candidate.device)].cpu()
+                self._check_claims(points, rows[claims], restart, examined)
             standing = ~outcome.broken[rows]
+            self._book(rows, state, ~standing & ~booked, best, restart)
             if progress:
                 progress(int(outcome.broken.sum()), int(standing.sum()))
-            if self.settings.compact and not standing.all():
-                self._leave(rows, state, ~standing, best, restart)
-                state, rows = state.take(torch.where(standing)[0].to(state.origin.device)), rows[standing]
+            booked = ~standing
+            if self.settings.compact and booked.any():
+                state = state.take(torch.where(standing)[0].to(state.origin.device))
+                rows, booked = rows[standing], booked[standing]
                 if not len(rows):
                     return
-        self._leave(rows, state, torch.ones(len(rows), dtype=torch.bool), best, restart)
+        self._book(rows, state, ~booked, best, restart)
 
-    def _leave(self, rows: Tensor, state: State, leaving: Tensor, best: Tensor, restart: int) -> None:
-        """Book what the leaving rows have spent; keep the best point of those that survive."""
-        outcome, index = self.outcome, leaving.to(state.origin.device)
-        gone = rows[leaving]
-        value = state.best_value[index].cpu().float()
+    def _book(self, rows: Tensor, state: State, leaving: Tensor, best: Tensor, restart: int) -> None:
+        """Book what rows have spent when they break or the search ends; keep the best point of those that survive."""
+        if not leaving.any():
+            return
+        outcome, index, gone = self.outcome, leaving.to(state.origin.device), rows[leaving]
         outcome.forwards[gone] += state.forwards[index].cpu()
         outcome.backwards[gone] += state.backwards[index].cpu()
-        better = value > best[gone]
-        best[gone] = torch.where(better, value, best[gone])
-        outcome.best_loss[gone] = torch.maximum(outcome.best_loss[gone], value)
-        kept = better & ~outcome.broken[gone]
-        outcome.adversarial[gone[kept]] = state.best[index].cpu()[kept]
+        outcome.best_loss[gone] = torch.fmax(outcome.best_loss[gone], state.best_value[index].cpu().float())
+        value = self.attack.result_value(state)[index].cpu().float()
+        kept = improves(value, best[gone]) & ~outcome.broken[gone]
+        best[gone[kept]] = value[kept]
+        outcome.adversarial[gone[kept]] = self.attack.result(state)[index].cpu()[kept]
         outcome.restart[gone[kept]] = restart
 
-    def _judge(self, points: Tensor, rows: Tensor, *, iterations: int) -> Tensor:
-        """Verify points (given for all samples) at some rows; mark the breaks and return the rows that are broken."""
-        if not len(rows):
-            return rows
+    def _check_claims(self, points: Tensor, rows: Tensor, restart: int, examined: int) -> None:
+        """Let float32 judge the points that the attack holds for successes, one for each of some rows."""
         outcome = self.outcome
-        legal = self.threat.contains(points[rows], self.pixels[rows])
+        legal = self.threat.contains(points, self.pixels[rows])
         outcome.invalid[rows] |= ~legal
+        points, rows = points[legal], rows[legal]
+        if not len(rows):
+            return
+        verdict = self._judge(points, rows)
+        won = verdict.broken
+        outcome.false_claims[rows] += (~won).long()
+        self._write(points[won], rows[won], verdict, won)
+        outcome.iterations[rows[won]] = examined
+        outcome.restart[rows[won]] = restart
+
+    def _conclude(self, rows: Tensor) -> None:
+        """Let float32 judge the best point of each survivor; one outside ball or box gives way to the clean image."""
+        outcome = self.outcome
+        legal = self.threat.contains(outcome.adversarial[rows], self.pixels[rows])
+        outcome.invalid[rows] |= ~legal
+        outcome.adversarial[rows[~legal]] = self.pixels[rows[~legal]]
+        outcome.restart[rows[~legal]] = -1
+        rows = rows[legal]
+        if len(rows):
+            points = outcome.adversarial[rows]
+            self._write(points, rows, self._judge(points, rows), torch.ones(len(rows), dtype=torch.bool))
+
+    def _judge(self, points: Tensor, rows: Tensor) -> Evaluation:
+        """Evaluate legal points in float32, ties settled, and book it."""
         evaluation = self._verify(points, rows)
-        outcome.forwards[rows] += 1
-        broken = self._settle(points, rows, evaluation) & legal
-        if iterations >= 0:
-            outcome.false_claims[rows] += (~broken & legal).long()
-            outcome.iterations[rows[broken]] = iterations
-        outcome.broken[rows] |= broken
-        outcome.best_loss[rows] = torch.maximum(outcome.best_loss[rows], evaluation.value)
-        return rows[broken]
+        self.outcome.forwards[rows] += 1
+        self.outcome.best_loss[rows] = torch.fmax(self.outcome.best_loss[rows], evaluation.value)
+        return replace(evaluation, broken=self._settle(points, rows, evaluation))
+
+    def _write(self, points: Tensor, rows: Tensor, evaluation: Evaluation, which: Tensor) -> None:
+        """Make points, one for each of some rows, the result; of the evaluation those entries that `which` marks."""
+        self.outcome.adversarial[rows] = points
+        for name, column in vars(self.outcome.final).items():
+            if column is not None:
+                column[rows] = getattr(evaluation, name)[which]
 
     def _verify(self, points: Tensor, rows: Tensor) -> Evaluation:
-        """Evaluate points at some rows in float32, tile by tile; results on the CPU."""
-        parts = []
+        """Evaluate a point for each of some rows in float32, tile by tile; results on the CPU."""
+        parts: list[Evaluation] = []
         with torch.no_grad(), self.objective.computing(torch.float32):
-            for tile, count, _ in self._tiles(rows):
-                evaluation = self.objective.take(tile).evaluate(points[tile].to(self._device))
-                parts.append([None if t is None else t[:count].cpu() for t in vars(evaluation).values()])
+            for tile, count, own in self._tiles(rows):
+
+                def counted(column: Tensor, count: int = count) -> Tensor:
+                    return column[:count].cpu()
+
+                evaluation = self.objective.take(tile).evaluate(points[own].to(self.objective.device))
+                parts.append(evaluation.each(counted))
         if not parts:
             empty = torch.empty(0)
             return Evaluation(empty, empty.bool(), empty, torch.empty(0, 0))
-        value, broken, margin, logits = (None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True))  # type: ignore[arg-type]  # columns are all None or all tensors
-        if value is None or broken is None:
-            raise TypeError("an objective evaluates to a value and a verdict for each row")
-        return Evaluation(value, broken, margin, logits)
+        margins = [part.margin for part in parts if part.margin is not None]
+        logits = [part.logits for part in parts if part.logits is not None]
+        return Evaluation(
+            torch.cat([part.value for part in parts]),
+            torch.cat([part.broken for part in parts]),
+            torch.cat(margins) if margins else None,
+            torch.cat(logits) if logits else None,
+        )
 
     def _settle(self, points: Tensor, rows: Tensor, evaluation: Evaluation) -> Tensor:
         """Return the verdicts, those within the tie tolerance decided anew in float64 where the model can."""
@@ -283,8 +343,9 @@ class _Run:
         close = torch.where(evaluation.margin.abs() < self.objective.tie_tolerance)[0]
         for position in close:
             tile = rows[position].repeat(self.settings.granule)
+            copies = points[position].to(self.objective.device, torch.float64).expand(len(tile), -1, -1, -1)
             with torch.no_grad(), self.objective.computing(torch.float64):
-                exact = self.objective.take(tile).evaluate(points[tile].to(self._device, torch.float64))
+                exact = self.objective.take(tile).evaluate(copies)
             broken[position] = exact.broken[0].cpu()
             self.outcome.near_tie[rows[position]] = True
         return broken
@@ -295,7 +356,7 @@ class _Run:
         with self.objective.computing(self.settings.search_dtype):
             for tile, count, own in self._tiles(rows):
                 began = time.perf_counter()
-                state = advance(tile, own.to(self._device))
+                state = advance(tile, own.to(self.objective.device))
                 parts.append(state.take(torch.arange(count, device=state.origin.device)))
                 seconds[own[:count]] = (time.perf_counter() - began) / count
         return type(parts[0]).cat(parts), seconds
@@ -309,44 +370,50 @@ class _Run:
             padded = torch.cat([own, own[:1].repeat(missing)])
             yield rows[padded], count, padded
 
-    @property
-    def _device(self) -> torch.device:
-        for module in self.objective.modules:
-            for tensor in module.parameters():
-                return tensor.device
-        return self.pixels.device
-
 
 def row_invariance(objective: Objective, pixels: Tensor, settings: DriverSettings) -> float:
     """Measure how much a row's value and input gradient depend on where it stands and who stands beside it.
 
-    The same rows are placed first, last and among strangers in tiles of 16, 32 and the run's own size; the result is
-    the largest absolute difference. At 0 every tile gives the same bits, so tiles and compaction cannot matter.
+    The same rows are placed first, last and among strangers in tiles of 16, 32, 48, the run's own size and one granule
+    less, in float32 and in the precision of the search; the result is the largest absolute difference, infinite where
+    a number stands against a NaN. At 0 every tile gives the same bits, so tiles and compaction cannot matter.
 
     Args:
         objective: The objective of at least `GRANULE` rows.
         pixels: `[N, 3, H, W]`, N >= 16.
         settings: Tile and search precision.
+
+    Raises:
+        ShapeError: Fewer than 16 images.
     """
     count = len(pixels)
     if count < GRANULE:
         raise ShapeError(f"{count} images to probe with.", f"Give at least {GRANULE}.")
+    pixels = pixels.to(objective.device)
     probe = torch.tensor([0, 1, GRANULE // 2, GRANULE - 1])
-    reference: list[Tensor] | None = None
-    worst = 0.0
-    strangers = torch.arange(max(settings.tile, 2 * GRANULE)) % count
+    sizes = {GRANULE, 2 * GRANULE, 3 * GRANULE, max(settings.tile - GRANULE, GRANULE), settings.tile}
+    strangers = torch.arange(max(sizes)) % count
     layouts = []
-    for size in sorted({GRANULE, 2 * GRANULE, settings.tile}):
+    for size in sorted(sizes):
         front = torch.cat([probe, strangers[: size - len(probe)]])
         back = torch.cat([strangers.flip(0)[: size - len(probe)], probe])
         layouts += [(front, torch.arange(len(probe))), (back, torch.arange(size - len(probe), size))]
-    with frozen(objective.modules), objective.computing(settings.search_dtype):
-        for rows, places in layouts:
-            gradient, evaluation = input_gradient(objective.take(rows), pixels[rows])
-            found = [gradient[places], evaluation.value[places]]
-            if evaluation.logits is not None:
-                found.append(evaluation.logits[places])
-            if reference is None:
-                reference = found
-            worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(found, reference, strict=True)))
+    worst = 0.0
+    with untouched_random_state(), exact_float32(objective.device), frozen(objective.modules):
+        for dtype in {settings.search_dtype, torch.float32}:
+            with objective.computing(dtype):
+                found = [_probed(objective.take(rows), pixels[rows], places) for rows, places in layouts]
+            pairs = [pair for other in found[1:] for pair in zip(other, found[0], strict=True)]
+            worst = max(worst, *(_difference(a, b) for a, b in pairs))
     return worst
+
+
+def _probed(objective: Objective, pixels: Tensor, places: Tensor) -> list[Tensor]:
+    gradient, evaluation = input_gradient(objective, pixels)
+    parts = [gradient, evaluation.value, evaluation.logits]
+    return [part[places] for part in parts if part is not None]
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(same, 0, (a - b).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf).max())

@@ -20,3 +20,4 @@ class FGSM(PGD):
     steps: int = 1
     rel_step_size: float | None = 1.0
     start_at: Literal["zero", "random"] = "zero"
+    keep: Literal["best", "last"] = "last"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,13 +34,11 @@ class Evaluation:
     margin: Tensor | None = None
     logits: Tensor | None = None
 
-    def detach(self) -> Evaluation:
-        """Return the same without graph."""
-
-        def cut(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.detach()
-
-        return Evaluation(self.value.detach(), self.broken, cut(self.margin), cut(self.logits))
+    def each(self, change: Callable[[Tensor], Tensor]) -> Evaluation:
+        """Return the evaluation with every part that there is changed."""
+        margin = None if self.margin is None else change(self.margin)
+        logits = None if self.logits is None else change(self.logits)
+        return Evaluation(change(self.value), change(self.broken), margin, logits)
 
 
 class Objective(ABC):
@@ -64,6 +63,14 @@ class Objective(ABC):
     def modules(self) -> Sequence[nn.Module]:
         """The modules that it runs, which an attack freezes and leaves as found."""
         return ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where pixels have to lie: with the modules, and on the CPU where there are none."""
+        for module in self.modules:
+            for tensor in itertools.chain(module.parameters(), module.buffers()):
+                return tensor.device
+        return torch.device("cpu")
 
     def computing(self, dtype: torch.dtype) -> AbstractContextManager[None]:
         """Run the model in another precision inside the block; float32 only unless the objective says otherwise."""
@@ -114,7 +121,7 @@ class Misclassify(Objective):
         loss: "ce", "margin", "dlr"; with targets "ce_t", "margin_t", "dlr_t".
         targets: `[B]` int64, or None.
         groups: `[C]` int64, for each class the lowest index with the same prompt; None where all differ. Two classes
-            of one prompt tie for ever, and such a tie is no break.
+            of one prompt tie for ever; the lower index wins, and the adversary leaves the other one alone.
     """
 
     classifier: Any
@@ -127,7 +134,8 @@ class Misclassify(Objective):
         known = TARGETED_LOSSES if self.targets is not None else CLASSIFICATION_LOSSES
         if self.loss not in known:
             raise RegistryError(
-                f'unknown attack loss "{self.loss}".{did_you_mean(self.loss, known)}', f"Known here: {', '.join(known)}."
+                f'unknown attack loss "{self.loss}".{did_you_mean(self.loss, known)}',
+                f"Known here: {', '.join(known)}.",
             )
 
     def evaluate(self, pixels: Tensor) -> Evaluation:
@@ -139,19 +147,27 @@ class Misclassify(Objective):
         logits = self.classifier.logits(pixels)
         if logits.shape[1] < 2:
             raise ShapeError(f"{logits.shape[1]} class to choose from.", "An attack needs at least two classes.")
+        wanted = self.labels if self.targets is None else self.targets
+        # With a twin among the rivals the margin is 0 whatever the pixels are, and so is its gradient.
+        rivals = logits if self.groups is None else logits.masked_fill(_twins(wanted, self.groups) > 0, -torch.inf)
         if self.targets is None:
-            value = CLASSIFICATION_LOSSES[self.loss](logits, self.labels)
+            value = CLASSIFICATION_LOSSES[self.loss](rivals, self.labels)
             broken = ~is_correct(logits.detach(), self.labels, self.groups)
         else:
             value = TARGETED_LOSSES[self.loss](logits, self.targets, self.labels)
             broken = is_correct(logits.detach(), self.targets, self.groups)
         with torch.no_grad():
-            margin = losses.margin(logits, self.labels) if self.targets is None else -losses.margin(logits, self.targets)
-        return Evaluation(value, broken, margin, logits)
+            margin = losses.margin(rivals, wanted)
+        return Evaluation(value, broken, margin if self.targets is None else -margin, logits)
 
     def take(self, rows: Tensor) -> Misclassify:
         """Return the objective of the given rows."""
         return replace(self, labels=self.labels[rows], targets=None if self.targets is None else self.targets[rows])
+
+    @property
+    def device(self) -> torch.device:
+        """That of the labels, which lie where the logits do."""
+        return self.labels.device
 
     @property
     def modules(self) -> Sequence[nn.Module]:
@@ -177,17 +193,21 @@ class Misclassify(Objective):
 def is_correct(logits: Tensor, labels: Tensor, groups: Tensor | None = None) -> Tensor:
     """Say where the label's class alone holds the largest logit, `[B]` bool; non-finite logits are never correct.
 
-    A tie with a class of another prompt is wrong. A tie among classes of one prompt goes to the lowest index
-    (evaluation plan 1.4).
+    A tie with a class of another prompt is wrong. Classes of one prompt tie by definition, and the lowest index has it
+    (evaluation plan 1.4): their logits are not compared, since in floating point they differ by where they stand.
     """
-    true = logits.gather(1, labels[:, None])
-    rivals = logits >= true
+    rivals = logits >= logits.gather(1, labels[:, None])
     rivals.scatter_(1, labels[:, None], False)
     if groups is not None:
-        index = torch.arange(logits.shape[1], device=logits.device)
-        same_prompt_later = (groups[None, :] == groups[labels][:, None]) & (index[None, :] > labels[:, None])
-        rivals &= ~(same_prompt_later & (logits == true))
+        twins = _twins(labels, groups)
+        rivals = torch.where(twins == 0, rivals, twins < 0)
     return ~rivals.any(dim=1) & torch.isfinite(logits).all(dim=1)
+
+
+def _twins(labels: Tensor, groups: Tensor) -> Tensor:
+    """Mark the other classes of each label's prompt, `[B, C]`: -1 before the label, 1 after it, 0 elsewhere."""
+    index = torch.arange(len(groups), device=groups.device)
+    return (index[None, :] - labels[:, None]).sign() * (groups[None, :] == groups[labels][:, None])
 
 
 def predict(logits: Tensor, labels: Tensor, broken: Tensor) -> Tensor:
@@ -221,6 +241,11 @@ class EmbeddingDistance(Objective):
         return replace(self, target=self.target[rows])
 
     @property
+    def device(self) -> torch.device:
+        """That of the target."""
+        return self.target.device
+
+    @property
     def modules(self) -> Sequence[nn.Module]:
         """The model."""
         return (self.model,) if isinstance(self.model, nn.Module) else ()
@@ -240,16 +265,27 @@ def input_gradient(objective: Objective, pixels: Tensor) -> tuple[Tensor, Evalua
     """Differentiate the summed value by the pixels, and only by them.
 
     Summed, never averaged: a mean would make gradients depend on the batch and underflow. A NaN entry becomes 0, so
-    that one bad row does not stop the others; the driver counts it as invalid if it persists.
+    that one bad row does not stop the others.
 
     Returns:
         Gradient `[B, 3, H, W]` and the (detached) evaluation at the same points.
+
+    Raises:
+        ConfigError: The value does not hang on the pixels by differentiable operations. Going on with a gradient of
+            zero would call such a model robust.
     """
     with torch.enable_grad():
         leaf = pixels.detach().requires_grad_(True)
         evaluation = objective.evaluate(leaf)
-        (gradient,) = torch.autograd.grad(evaluation.value.sum(), leaf)
-    return torch.nan_to_num(gradient, nan=0.0), evaluation.detach()
+        gradient = None
+        if evaluation.value.requires_grad:
+            (gradient,) = torch.autograd.grad(evaluation.value.sum(), leaf, allow_unused=True)
+    if gradient is None:
+        raise ConfigError(
+            "the model gives no gradient with respect to the pixels, which this attack needs.",
+            "Keep detach(), no_grad() and numpy out of its forward, or use an attack without gradients.",
+        )
+    return torch.nan_to_num(gradient, nan=0.0), evaluation.each(Tensor.detach)
 
 
 @contextmanager

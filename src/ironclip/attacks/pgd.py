@@ -1,13 +1,13 @@
 """PGD: projected gradient ascent in the linf or l2 ball.
 
 Source: Madry et al., ICLR 2018, arXiv:1706.06083; momentum as in MI-FGSM, Dong et al., CVPR 2018, arXiv:1710.06081.
-Deviations: the best iterate is kept, not the last (`keep: last` for published protocols), and success is tested at
-every iterate, the start included.
+Deviations: the best iterate is kept, not the last, and success is tested at every iterate, the start included; `keep:
+last` is as published, where the last iterate alone counts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -19,6 +19,8 @@ from ironclip.attacks.objectives import Objective, input_gradient
 from ironclip.attacks.threat_model import ThreatModel, parse_eps
 from ironclip.errors import ConfigError
 from ironclip.randomness import SampleRandom
+
+_CHOICES = {"start_at": ("zero", "random"), "keep": ("best", "last")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class PGD(Attack):
         rel_step_size: Step as a share of eps; None for 1/4 in linf, 1/5 in l2.
         start_at: "zero" (the image itself), or "random": uniform in the linf ball, on the l2 sphere.
         momentum: Share of the accumulated gradient that a step keeps; gradients enter with unit mean magnitude.
-        keep: "best" iterate by value, or "last".
+        keep: "best" iterate by value, a success at any of them; or "last", a success there only.
         loss: The objective that an evaluation builds: "ce", "margin" or "dlr".
         restarts: How often to start afresh on survivors.
     """
@@ -59,15 +61,30 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
             raise ConfigError(f"attack: {self.steps} steps, {self.restarts} restarts.", "Give at least 1 of each.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f'attack.{name} is "{getattr(self, name)}".', f"Give one of {', '.join(choices)}.")
         if self.step_size is not None and self.rel_step_size is not None:
-            raise ConfigError("attack: both step_size and rel_step_size are given.", "Give one of them.")
-        if self.step_size is not None and parse_eps(self.step_size) <= 0:
+            raise ConfigError(
+                f"attack: step_size is {self.step_size} and rel_step_size {self.rel_step_size}.",
+                "Set one of them to null.",
+            )
+        # The bound on a step depends on the norm, which only the threat model knows.
+        if self.step_size is not None and parse_eps(self.step_size, "l2", name="attack.step_size") <= 0:
             raise ConfigError(f"attack.step_size is {self.step_size}.", 'Give a positive step such as "1/255".')
+        if self.rel_step_size is not None and not 0 < self.rel_step_size < float("inf"):
+            raise ConfigError(f"attack.rel_step_size is {self.rel_step_size}.", "Give a positive share of eps.")
+        if not 0 <= self.momentum < float("inf"):
+            raise ConfigError(f"attack.momentum is {self.momentum}.", "Give a share of at least 0.")
 
     def step_length(self, threat: ThreatModel) -> float:
-        """Return the step in pixel units."""
+        """Return the step in pixel units.
+
+        Raises:
+            ValueRangeError: A step above 1 in linf.
+        """
         if self.step_size is not None:
-            return float(parse_eps(self.step_size))
+            return float(parse_eps(self.step_size, threat.norm, name="attack.step_size"))
         share = self.rel_step_size if self.rel_step_size is not None else {"linf": 1 / 4, "l2": 1 / 5}[threat.norm]
         return float(Fraction(share) * Fraction(threat.radius))
 
@@ -78,8 +95,9 @@ class PGD(Attack):
     def direction(self, velocity: Tensor, gradient: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
         """Return the direction of the step and the new accumulated gradient."""
         if self.momentum:
+            # No guard is added to the magnitude: 1e-12 is larger than the gradient of a confident model.
             magnitude = gradient.abs().mean(dim=(1, 2, 3), keepdim=True)
-            velocity = self.momentum * velocity + gradient / (magnitude + 1e-12)
+            velocity = self.momentum * velocity + gradient / torch.where(magnitude > 0, magnitude, 1)
         else:
             velocity = gradient
         return threat.steepest_ascent(velocity), velocity
@@ -98,6 +116,8 @@ class PGD(Attack):
                 evaluation = objective.evaluate(state.x)
             return state.examined(state.x, evaluation, backward=False, done=True)
         gradient, evaluation = input_gradient(objective, state.x)
+        if self.keep == "last":
+            evaluation = replace(evaluation, broken=torch.zeros_like(evaluation.broken))
         direction, velocity = self.direction(state.velocity, gradient, state.threat)
         moved = state.threat.project(state.x + self.step_length(state.threat) * direction, state.origin)
         return state.examined(
@@ -105,12 +125,17 @@ class PGD(Attack):
         )
 
     def settled(self, state: State) -> bool:
-        """Say whether the result is known: with `keep: last` once the last step is taken."""
-        return state.done or (self.keep == "last" and isinstance(state, PGDState) and state.steps_left == 0)
+        """Say whether the result is known: with `keep: last` and nothing to compare, once the last step is taken."""
+        early = self.keep == "last" and self.restarts == 1
+        return state.done or (early and isinstance(state, PGDState) and state.steps_left == 0)
 
     def result(self, state: State) -> Tensor:
         """Return the best or the last iterate."""
         return state.x if self.keep == "last" and isinstance(state, PGDState) else state.best
+
+    def result_value(self, state: State) -> Tensor:
+        """Return the objective there."""
+        return state.value if self.keep == "last" else state.best_value
 
 
 @register_attack("pgd_m", tags={"image", "white-box", "training"})
@@ -131,19 +156,26 @@ class TrainingPGD(PGD):
 class RobustVLMPGD(TrainingPGD):
     """PGD as RobustVLM's code trains with it (FARE, Sim-CLIP): variant V of methods 2.0.3.
 
-    The start is not clipped to [0, 1], and steps follow `v <- sign(0.9 v + sign(g))`, which is the plain sign wherever
-    the gradient is not exactly zero. Kept for faithful recipes; in linf only.
+    The start is not clipped to [0, 1], and steps follow `v <- sign(momentum v + sign(g))`, which is the plain sign
+    wherever the gradient is not exactly zero. Kept for faithful recipes; in linf only.
     """
 
     steps: int = 10
+    momentum: float = 0.9
 
     def first_point(self, pixels: Tensor, threat: ThreatModel, random: SampleRandom) -> Tensor:
-        """Return a random start that may leave [0, 1], as published."""
-        return threat.random_start(pixels, random, clip=False)
+        """Return a random start that may leave [0, 1], as published.
+
+        Raises:
+            ConfigError: Another norm than linf.
+        """
+        if threat.norm != "linf":
+            raise ConfigError(
+                f"pgd_v steps along signs, which {threat.norm} has no use for.", "Use pgd or pgd_m in l2."
+            )
+        return pixels if self.start_at == "zero" else threat.random_start(pixels, random, clip=False)
 
     def direction(self, velocity: Tensor, gradient: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:
         """Return the sign momentum, twice."""
-        velocity = (0.9 * velocity + gradient.sign()).sign()
+        velocity = (self.momentum * velocity + gradient.sign()).sign()
         return velocity, velocity
-
-

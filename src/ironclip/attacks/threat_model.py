@@ -18,20 +18,38 @@ Norm = Literal["linf", "l2"]
 _LABEL = {"linf": "Linf", "l2": "L2"}
 
 
-def parse_eps(eps: str | float, norm: str = "linf") -> Fraction:
-    """Read a radius exactly: `"2/255"`, `"0.5"` or a number.
+def parse_eps(eps: str | float, norm: str = "linf", *, name: str = "threat.eps") -> Fraction:
+    """Read a radius or a step exactly: `"2/255"`, `"0.5"` or a number.
+
+    A float stands for the simplest fraction that rounds to it, so that `4 / 255` is `"4/255"`.
+
+    Args:
+        eps: In pixel units.
+        norm: "linf" bounds it by 1, since pixels lie in [0, 1].
+        name: What the user calls it, for the error.
 
     Raises:
-        ValueRangeError: Not a number, negative, or above 1 in linf, where pixels lie in [0, 1].
+        ValueRangeError: Not a number, negative, or above 1 in linf.
     """
     try:
-        value = Fraction(eps.strip()) if isinstance(eps, str) else Fraction(str(eps))
-    except (ValueError, ZeroDivisionError):
-        raise ValueRangeError(f'threat.eps is "{eps}", expected a number or a fraction.', 'Write "4/255" or 0.5.') from None
-    if value < 0 or (norm == "linf" and value > 1):
-        advice = f'For {eps} of 255 levels write "{eps}/255".' if value > 1 else "Give a radius of at least 0."
-        raise ValueRangeError(f"threat.eps is {eps}, expected a number in [0, 1], since pixels lie in [0, 1].", advice)
+        value = Fraction(eps.strip()) if isinstance(eps, str) else _simplest(float(eps))
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError):
+        raise ValueRangeError(f'{name} is "{eps}", expected a number or a fraction.', 'Write "4/255" or 0.5.') from None
+    given = eps if isinstance(eps, str) else f"{eps:g}"
+    if value < 0:
+        raise ValueRangeError(f"{name} is {given}, expected a number of at least 0.", 'Write "4/255" or 0.5.')
+    if norm == "linf" and value > 1:
+        levels = value / 255 if value.denominator > 1 else f"{value}/255"
+        raise ValueRangeError(
+            f"{name} is {given}, expected a number in [0, 1], since pixels lie in [0, 1].",
+            f'For {given} of 255 levels write "{levels}".',
+        )
     return value
+
+
+def _simplest(number: float) -> Fraction:
+    near = Fraction(number).limit_denominator(100_000)
+    return near if float(near) == number else Fraction(str(number))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +71,7 @@ class ThreatModel:
     """
 
     norm: Norm = "linf"
-    eps: str = "4/255"
+    eps: str | float = "4/255"
     acting: Literal["native", "model_input"] = "native"
     goal: Literal["untargeted", "targeted"] = "untargeted"
     knowledge: str = "white-box"
@@ -66,7 +84,7 @@ class ThreatModel:
         if self.norm not in _LABEL:
             raise ConfigError(f'threat.norm is "{self.norm}", expected "linf" or "l2".', "L1 is not served yet.")
         eps = parse_eps(self.eps, self.norm)
-        object.__setattr__(self, "eps", str(self.eps).strip() if isinstance(self.eps, str) else str(eps))
+        object.__setattr__(self, "eps", self.eps.strip() if isinstance(self.eps, str) else str(eps))
         object.__setattr__(self, "radius", float(torch.tensor(float(eps), dtype=torch.float32)))
 
     # The record
@@ -110,7 +128,7 @@ class ThreatModel:
     # Geometry; all tensors [B, 3, H, W]
 
     def project(self, pixels: Tensor, origin: Tensor) -> Tensor:
-        """Bring points into ball and box. Exact in linf; in l2 scaled, then clipped: feasible, not the nearest point."""
+        """Bring points into ball and box: exact in linf; in l2 scaled, then clipped, which need not be the nearest."""
         if self.norm == "linf":
             near = torch.minimum(torch.maximum(pixels, origin - self.radius), origin + self.radius)
             return near.clamp(0, 1)
@@ -139,7 +157,10 @@ class ThreatModel:
         """Return the direction of unit norm in which a linear objective grows fastest; 0 where the gradient is 0."""
         if self.norm == "linf":
             return gradient.sign()
-        return gradient / (_length(gradient) + 1e-12)
+        # A confident model's gradient is so small (1e-20 at a margin of 45) that its squares underflow.
+        largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+        scaled = gradient / torch.where(largest > 0, largest, 1)
+        return scaled / (_length(scaled) + 1e-12)
 
     def distance(self, pixels: Tensor, origin: Tensor) -> Tensor:
         """Return the norm of the perturbation, float64 `[B]`."""
@@ -147,16 +168,20 @@ class ThreatModel:
         return delta.abs().amax(dim=1) if self.norm == "linf" else torch.linalg.vector_norm(delta, dim=1)
 
     def contains(self, pixels: Tensor, origin: Tensor) -> Tensor:
-        """Say for each row whether it is a legal adversarial image, `[B]` bool: norm (float64), box, finite.
+        """Say for each row whether it is a legal adversarial image, `[B]` bool: norm (float64), box, finite, grid.
 
-        The tolerance is `eps * (1 + 1e-5) + 1e-7`, evaluation plan 1.2.
+        The tolerance is `eps * (1 + 1e-5) + 1e-7`, evaluation plan 1.2; an 8-bit adversary's levels are integers up to
+        float32's rounding.
         """
         flat = pixels.flatten(1)
-        finite = torch.isfinite(flat).all(dim=1)
-        boxed = ((flat >= 0) & (flat <= 1)).all(dim=1)
-        return finite & boxed & (self.distance(pixels, origin) <= self.radius * (1 + 1e-5) + 1e-7)
+        legal: Tensor = torch.isfinite(flat).all(dim=1) & ((flat >= 0) & (flat <= 1)).all(dim=1)
+        if self.integer:
+            levels = 255 * flat.double()
+            legal &= ((levels - levels.round()).abs() <= 1e-4).all(dim=1)
+        return legal & (self.distance(pixels, origin) <= self.radius * (1 + 1e-5) + 1e-7)
 
 
 def _length(delta: Tensor) -> Tensor:
     """Euclidean length of each row, shaped to broadcast: `[B, 1, 1, 1]`."""
-    return torch.linalg.vector_norm(delta.flatten(1), dim=1).view(-1, 1, 1, 1)
+    length: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return length.view(-1, 1, 1, 1)

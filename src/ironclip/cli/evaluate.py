@@ -99,7 +99,7 @@ def eval_command(
         data_root=data_root,
         attacks=tuple(read_attack(text) for text in attack or ["pgd"]),
         threats=tuple(ThreatModel(norm=norm, eps=radius) for radius in eps or LINF_BUDGETS),
-        out=out or _default_out(suite, name or model, part),
+        out=out or _default_out(suite, name or _short_name(model), part),
         name=name,
         datasets=tuple(dataset) if dataset else None,
         seed=seed,
@@ -132,6 +132,12 @@ def eval_command(
 def _default_out(suite: str, model: str, part: tuple[int, int]) -> Path:
     shard = f"-shard-{part[0]}-of-{part[1]}" if part[1] > 1 else ""
     return Path("runs", "eval", as_file_name(Path(suite).stem), as_file_name(model) + shard)
+
+
+def _short_name(model: str) -> str:
+    """Return the name of a folder, else the whole source."""
+    folder = Path(model.partition(":")[2] or model)
+    return folder.resolve().name if folder.is_dir() else model
 
 
 def _status(progress: EvaluationProgress) -> str:

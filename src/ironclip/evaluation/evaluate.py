@@ -147,9 +147,7 @@ def evaluate_suite(
     infos = [entry.open(strict=request.strict) for entry in entries]
     classifiers = _classifiers(request, infos)
     identity = model_identity(classifiers[0])
-    settings = DriverSettings(
-        tile=request.tile, compact=request.compact, search_dtype=PRECISIONS[request.search_dtype]
-    )
+    settings = DriverSettings(tile=request.tile, compact=request.compact, search_dtype=PRECISIONS[request.search_dtype])
     tasks = [_task(request, info, classifier) for info, classifier in zip(infos, classifiers, strict=True)]
     invariance = _probe(tasks[0], settings)
     if invariance:
@@ -208,21 +206,25 @@ def _evaluate_unit(
     for chunk, samples in _chunks(task.samples, done, request.strict, unreadable):
         outcome, objective = _attack_chunk(samples, task, attack, threat, request.seed, settings)
         rows = _rows(samples, outcome, objective, attack, threat, identity, request, settings)
-        kept = [i for i, s in enumerate(samples) if request.save == "all" or (request.save == "gallery" and s.key in gallery)]
+        kept = [
+            i
+            for i, s in enumerate(samples)
+            if request.save == "all" or (request.save == "gallery" and s.key in gallery)
+        ]
         store.write_chunk(unit, chunk, rows, _images(samples, outcome, kept))
         finished, counted = finished + len(samples), counted + len(samples)
         clean_right += int((~outcome.clean.broken).sum())
         robust_right += int((~outcome.broken).sum())
         if progress:
             progress(
-                EvaluationProgress(
-                    unit, finished, len(task.samples), clean_right / counted, robust_right / counted
-                )
+                EvaluationProgress(unit, finished, len(task.samples), clean_right / counted, robust_right / counted)
             )
     if unreadable:
         store.note_unreadable(unit, unreadable)
         if len(unreadable) == len(task.samples):
-            raise DataError(f"none of the {len(unreadable)} samples of {task.info.name} can be read.", "Check the data.")
+            raise DataError(
+                f"none of the {len(unreadable)} samples of {task.info.name} can be read.", "Check the data."
+            )
 
 
 def _chunks(
@@ -263,7 +265,9 @@ def acting_pixels(pixels: Tensor, classifier: Classifier, threat: ThreatModel) -
     if threat.acting == "native":
         return pixels
     if not isinstance(classifier, ZeroShotClassifier):
-        raise ConfigError("the threat model acts at the model's input, whose size is unknown here.", "Use acting: native.")
+        raise ConfigError(
+            "the threat model acts at the model's input, whose size is unknown here.", "Use acting: native."
+        )
     return classifier.model.spec.preprocessing.resize(pixels[None])[0]
 
 
@@ -333,7 +337,9 @@ def _unit_record(
     request: EvaluationRequest, task: _Task, attack: Attack, threat: ThreatModel, identity: str
 ) -> UnitRecord:
     info, classifier = task.info, task.classifier
-    height, width = acting_pixels(task.samples[0].pixels, classifier, threat).shape[-2:] if len(task.samples) else (0, 0)
+    height, width = (
+        acting_pixels(task.samples[0].pixels, classifier, threat).shape[-2:] if len(task.samples) else (0, 0)
+    )
     rules = threat.record() | {"acting_size": [height, width], "search_dtype": request.search_dtype}
     if isinstance(classifier, ZeroShotClassifier):
         rules["preprocess"] = classifier.model.spec.preprocessing.record()

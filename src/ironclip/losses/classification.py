@@ -54,7 +54,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, `[B]`: the margin over the distance of the largest to the third-largest logit.
 
-    For C = 2, and for rows whose three largest logits are practically equal, it is the margin.
+    For C = 2, and for rows whose three largest logits are practically equal or not three, it is the margin.
 
     Source: Croce and Hein, ICML 2020, arXiv:2003.01690, equation 6; the substitutions are ours.
     """
@@ -63,7 +63,7 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
         return difference
     top = logits.topk(3, dim=1).values
     spread = top[:, 0] - top[:, 2]
-    flat = spread < 1e-6 * top[:, 0].abs().clamp(min=1)
+    flat = (spread < 1e-6 * top[:, 0].abs().clamp(min=1)) | torch.isneginf(top[:, 2])
     return torch.where(flat, difference, difference / (torch.where(flat, 1.0, spread) + 1e-12))
 
 

@@ -79,7 +79,9 @@ class ImageView:
     def similarity(self) -> Tensor:
         """Cosines `[B, C]` in [-1, 1]; multiply by a scale to get logits."""
         if self.class_weights is None:
-            raise DataError("the method compares images with classes, but the data have no class names.", "Use labelled data.")
+            raise DataError(
+                "the method compares images with classes, but the data have no class names.", "Use labelled data."
+            )
         return F.linear(self.features, self.class_weights)
 
 
@@ -168,7 +170,9 @@ class Views:
             DataError: The data have none.
         """
         if self._batch.labels is None:
-            raise DataError(f'method "{self._method}" needs labels, but the data have none.', "Use labelled data, or fare.")
+            raise DataError(
+                f'method "{self._method}" needs labels, but the data have none.', "Use labelled data, or fare."
+            )
         return self._batch.labels
 
 

@@ -1,7 +1,7 @@
 """FARE: keep the embedding of an attacked image where the original model puts the clean one.
 
 Source: Schlarmann et al., ICML 2024, arXiv:2402.12336, equation 3; the clean term is the published code's
-`clean_weight`. Deviations: none; the code always takes OpenAI's weights as the original, ours those that it starts from.
+`clean_weight`. Deviations: none; the code always takes OpenAI's weights as the original, ours those it starts from.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ class CLIPModel(nn.Module):
         self.tokenizer = tokenizer
         self.spec = spec
         self.compute_dtype = torch.float32
-        self.fast_path = "switched off" if not fast else why_not(clip.visual) or "on"
-        self._fast = FastVision(clip.visual) if self.fast_path == "on" else None  # type: ignore[arg-type]  # nn.Module attribute
+        self.fast_path = "switched off" if not fast else why_not(self.visual) or "on"
+        self._fast = FastVision(self.visual) if self.fast_path == "on" else None
         self.train(False)
 
     # Sizes and scales
@@ -206,7 +206,7 @@ class CLIPModel(nn.Module):
     def _normalised(self, pixels: Tensor) -> Tensor:
         # Published training attacks (pgd_v) begin outside [0, 1] by up to eps; evaluation is strict at its entry.
         check_pixels(pixels, slack=16 / 255)
-        wide = pixels if pixels.dtype == torch.float64 else pixels.float()
+        wide = pixels.to(torch.promote_types(torch.promote_types(pixels.dtype, self.compute_dtype), torch.float32))
         preprocessing = self.spec.preprocessing
         return preprocessing.normalise(preprocessing.resize(wide))
 

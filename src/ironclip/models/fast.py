@@ -136,22 +136,22 @@ def layer_norm(x: Tensor, affine: Affine, eps: float) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), affine.weight, affine.bias, eps)
 
 
+def cut_patches(images: Tensor, side: int) -> Tensor:
+    """Cut `[B, 3, H, W]` into flat patches in reading order: `[B, P, 3 * side * side]`."""
+    batch, channels, height, width = images.shape
+    rows, columns = height // side, width // side
+    grid = images.reshape(batch, channels, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+    return grid.reshape(batch, rows * columns, channels * side * side)
+
+
 def embed_patches(weights: VisionWeights, normalised: Tensor) -> Tensor:
     """Cut `[B, 3, H, W]` into patches and project them: `[B, P, W]` in the working precision."""
-    batch, channels, height, width = normalised.shape
-    side = weights.patch_size
-    rows, columns = height // side, width // side
-    patches = (
-        normalised.reshape(batch, channels, rows, side, columns, side)
-        .permute(0, 2, 4, 1, 3, 5)
-        .reshape(batch, rows * columns, channels * side * side)
-    )
-    coarse = patches.to(weights.patch.dtype)
-    embedded = F.linear(coarse, weights.patch)
+    coarse = normalised.to(weights.patch.dtype)
+    embedded = F.linear(cut_patches(coarse, weights.patch_size), weights.patch)
     if weights.patch.dtype == torch.bfloat16:
         # Same weights, so the gradient through the coarse half is already the whole input gradient.
-        fine = (patches - coarse).detach().to(torch.bfloat16)
-        embedded = embedded + F.linear(fine, weights.patch)
+        fine = (normalised - coarse).detach().to(torch.bfloat16)
+        embedded = embedded + F.linear(cut_patches(fine, weights.patch_size), weights.patch)
     return embedded
 
 
@@ -161,7 +161,10 @@ def attend(x: Tensor, block: BlockWeights, heads: int) -> Tensor:
     depth = width // heads
     qkv = F.linear(x, block.qkv.weight, block.qkv.bias).view(batch, tokens, 3, heads, depth)
     query, key, value = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, depth).unbind(0)
-    attention = torch.softmax(torch.bmm(query * depth**-0.5, key.transpose(1, 2)), dim=-1)
+    # The scale rides on the product: one pass over memory less than scaling the queries.
+    nothing = query.new_zeros(1, 1, 1)
+    scores = torch.baddbmm(nothing, query, key.transpose(1, 2), beta=0, alpha=depth**-0.5)
+    attention = torch.softmax(scores, dim=-1)
     mixed = torch.bmm(attention, value).view(batch, heads, tokens, depth).transpose(1, 2).reshape(batch, tokens, width)
     return F.linear(mixed, block.out.weight, block.out.bias)
 

@@ -72,7 +72,8 @@ class Preprocessing:
             shorter = min(height, width)
             new = (side * height // shorter, side * width // shorter)
         resized = F.interpolate(pixels, size=new, mode=self.kernel, align_corners=False, antialias=True).clamp(0, 1)
-        return tv.center_crop(resized, [side, side])
+        cropped: Tensor = tv.center_crop(resized, [side, side])
+        return cropped
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Subtract the mean, divide by the deviation; `[B, 3, H, W]`."""
@@ -81,14 +82,17 @@ class Preprocessing:
         return (pixels - mean) / std
 
     def from_pil(self, image: Image.Image) -> Tensor:
-        """Turn a PIL image into float32 pixels `[3, resolution, resolution]` in [0, 1], resized in 8 bits as CLIP does."""
+        """Turn a PIL image into float32 pixels `[3, R, R]` in [0, 1], R the resolution; resized in 8 bits as CLIP does."""
         kernel = tv.InterpolationMode(self.kernel)
         rgb = image.convert("RGB")
         if self.resize_mode == "squash":
             rgb = tv.resize(rgb, [self.resolution, self.resolution], interpolation=kernel)
         else:
-            rgb = tv.center_crop(tv.resize(rgb, [self.resolution], interpolation=kernel), [self.resolution, self.resolution])
-        return tv.to_dtype(tv.pil_to_tensor(rgb), torch.float32, scale=True)
+            rgb = tv.center_crop(
+                tv.resize(rgb, [self.resolution], interpolation=kernel), [self.resolution, self.resolution]
+            )
+        pixels: Tensor = tv.to_dtype(tv.pil_to_tensor(rgb), torch.float32, scale=True)
+        return pixels
 
 
 def check_pixels(pixels: Tensor, *, slack: float = 0.0) -> None:
@@ -103,7 +107,9 @@ def check_pixels(pixels: Tensor, *, slack: float = 0.0) -> None:
         ValueRangeError: Not floating point, not finite, or outside [0, 1] (normalised, or 0..255); names what was seen.
     """
     if pixels.ndim != 4 or pixels.shape[1] != 3:
-        raise ShapeError(f"pixels have shape {tuple(pixels.shape)}, expected [B, 3, H, W].", "Stack RGB images, channels first.")
+        raise ShapeError(
+            f"pixels have shape {tuple(pixels.shape)}, expected [B, 3, H, W].", "Stack RGB images, channels first."
+        )
     if not pixels.is_floating_point():
         raise ValueRangeError(
             f"pixels are {pixels.dtype}, expected float32 in [0, 1].", "For 8-bit images use pixels.float() / 255."

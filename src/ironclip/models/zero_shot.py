@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ironclip.data.classes import fill_templates
+from ironclip.data.classes import class_groups, fill_templates
 from ironclip.errors import ConfigError, ShapeError, ValueRangeError
 from ironclip.models.clip import CLIPModel
 from ironclip.models.preprocessing import check_pixels
@@ -171,6 +171,18 @@ class ZeroShotClassifier(FixedClasses):
     def __init__(self, model: CLIPModel, class_names: Sequence[str], templates: Sequence[str]) -> None:
         super().__init__(model, encode_classes(model, class_names, templates))
         self.class_names, self.templates = tuple(class_names), tuple(templates)
+        first = class_groups(class_names)
+        self.register_buffer("_first_alike", torch.tensor(first, device=model.device), persistent=False)
+        self._first_alike: Tensor
+        self._all_differ = first == list(range(len(first)))
+
+    def logits(self, pixels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+        """Score images against the classes; see `FixedClasses.logits`. Classes of one name tie exactly."""
+        scores = super().logits(pixels, class_weights)
+        if class_weights is not None or self._all_differ:
+            return scores
+        # A matrix product may give equal rows scores that differ in the last bit, and the tie rule needs a tie.
+        return scores[:, self._first_alike]
 
 
 def zero_shot_logits(image_features: Tensor, class_weights: Tensor, *, logit_scale: Tensor | float) -> Tensor:

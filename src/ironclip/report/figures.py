@@ -11,16 +11,16 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
 
-from ironclip.errors import MissingDependencyError
 from ironclip.report.results import Cell, DatasetTable
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
 
 # Stand-ins that occur nowhere else in a drawing; the page defines --model-0 to --model-7, --ink and --grid.
 _MODEL_INKS = tuple(f"#0123{index:02d}" for index in range(8))
@@ -37,9 +37,6 @@ def robustness_curve(table: DatasetTable, norm: str, *, prefix: str) -> Markup:
         table: One data set.
         norm: The budgets to draw: `linf` or `l2`.
         prefix: Makes the ids of this drawing unique in the page.
-
-    Raises:
-        MissingDependencyError: matplotlib is absent.
     """
     rows = [(budget, cells) for budget, cells in zip(table.budgets, table.robust, strict=True) if budget.norm == norm]
     with _canvas(prefix) as (axes, drawing):
@@ -64,9 +61,6 @@ def trade_off(table: DatasetTable, budget: int, *, prefix: str) -> Markup:
         table: One data set.
         budget: Index of the budget.
         prefix: Makes the ids of this drawing unique in the page.
-
-    Raises:
-        MissingDependencyError: matplotlib is absent.
     """
     with _canvas(prefix) as (axes, drawing):
         ceiling = _ceiling(table.clean)
@@ -164,12 +158,6 @@ def _canvas(
     prefix: str, *, width: float = _WIDTH, height: float = _HEIGHT, bare: bool = False
 ) -> Iterator[tuple[Axes, _Drawing]]:
     """Give axes to draw on; on leaving, turn them into inline SVG. No global matplotlib state survives."""
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingDependencyError("matplotlib", "report", purpose="drawing the curves of a report") from None
     settings: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": prefix,

@@ -90,6 +90,7 @@ def _provenance(results: Results) -> list[str]:
         blocks.append(
             f"Suite {_text(results.suite.name)}, version {_text(results.suite.version)}, `{results.suite.sha256}`."
         )
+    blocks.append(f"Attacks: {_text('; '.join(prose.attack_settings(results)))}.")
     for model in results.models:
         lines = [
             f"**{_text(model.name)}** from `{model.source}`, weights `{model.sha256}`, "

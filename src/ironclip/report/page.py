@@ -41,7 +41,6 @@ def build_report(runs: Sequence[Path], out: Path, *, title: str | None = None) -
     Raises:
         ConfigError: The runs may not share a table (other suite, game, images or attacks); says why.
         DataError: A folder is no run, or holds no results.
-        MissingDependencyError: matplotlib is absent.
     """
     results = load_results(runs)
     heading = title or prose.default_title(results)

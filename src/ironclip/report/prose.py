@@ -159,6 +159,16 @@ def dataset_notes(table: DatasetTable, results: Results) -> list[str]:
     return notes
 
 
+def attack_settings(results: Results) -> list[str]:
+    """Return each attack that was run with its settings: `PGD-20 (steps = 20, restarts = 1)`."""
+    attacks = [attack for table in results.datasets for budget in table.budgets for attack in budget.attacks]
+    lines = [
+        f"{attack.label} ({', '.join(f'{name} = {value}' for name, value in attack.settings.items()) or 'no settings'})"
+        for attack in attacks
+    ]
+    return list(dict.fromkeys(lines))
+
+
 def _columns(table: DatasetTable) -> list[tuple[str, tuple[Cell | None, ...]]]:
     labels = ["clean", *(f"ε = {budget.eps}" for budget in table.budgets)]
     return list(zip(labels, (table.clean, *table.robust), strict=True))

@@ -118,9 +118,7 @@ class Trainer:
         for epoch in range(first // per_epoch, -(-self.steps // per_epoch)):
             order = epoch_order(self.data.keys, self.recipe.seed, epoch)
             begin = (first - epoch * per_epoch) * size if epoch == first // per_epoch else 0
-            batches = read_batches(
-                self.data, order[begin:], size, strict=strict, unreadable=self.progress.unreadable
-            )
+            batches = read_batches(self.data, order[begin:], size, strict=strict, unreadable=self.progress.unreadable)
             for samples in batches:
                 yield epoch, samples
 
@@ -139,8 +137,8 @@ class Trainer:
             terms, accuracy = self._losses(self._batch(part), epoch)
             total = torch.stack(list(terms.values())).sum()
             (total * share).backward()
-            for name, value in {**terms, "loss": total}.items():
-                logged[name] = logged.get(name, 0.0) + float(value.detach()) * share
+            for name, term in {**terms, "loss": total}.items():
+                logged[name] = logged.get(name, 0.0) + float(term.detach()) * share
             for name, value in accuracy.items():
                 logged[name] = logged.get(name, 0.0) + value * share
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
@@ -210,7 +208,8 @@ class Trainer:
 
     def _passes(self, batch: Batch, attacked: Tensor | None) -> dict[Pass, object]:
         """Compute each declared pass once; clean and attacked images of the student in one batch."""
-        needs, passes = self.method.needs, {}
+        needs = self.method.needs
+        passes: dict[Pass, object] = {}
         images = {Pass.STUDENT_CLEAN: batch.pixels, Pass.STUDENT_ADV: attacked}
         wanted = {name: _given(pixels, self.method, name) for name, pixels in images.items() if name in needs}
         if wanted:
@@ -448,7 +447,9 @@ def _read_held_out(kept: Dataset, teacher: Teacher, strict: bool, *, labelled: b
     samples = [s for batch in read_batches(kept, order, 64, strict=strict, unreadable=unreadable) for s in batch]
     device = teacher.model.device
     pixels = torch.stack([sample.pixels for sample in samples]).to(device)
-    labels = torch.tensor([s.label if s.label is not None else -1 for s in samples], device=device) if labelled else None
+    labels = (
+        torch.tensor([s.label if s.label is not None else -1 for s in samples], device=device) if labelled else None
+    )
     with torch.no_grad():
         embedding = torch.cat([teacher.model.embed_image(part) for part in pixels.split(64)])
     return HeldOut([sample.key for sample in samples], pixels, labels, embedding)

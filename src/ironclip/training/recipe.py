@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 import yaml
@@ -14,7 +14,9 @@ from ironclip.attacks.base import ATTACKS, Attack
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.errors import ConfigError, IronClipError, did_you_mean
 from ironclip.methods.base import METHODS, Method
-from ironclip.registry import build, explain
+from ironclip.registry import Registry, build, explain
+
+T = TypeVar("T")
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 Count = Annotated[int, Field(ge=1)]
@@ -90,7 +92,9 @@ class OptimisationSection(pydantic.BaseModel):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give epochs or steps, one of them")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts")
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts"
+            )
         if (self.warmup == "constant") != (self.warmup_lr is not None):
             raise ValueError("warmup_lr belongs to warmup: constant, and is required there")
         return self
@@ -180,7 +184,7 @@ class Recipe(pydantic.BaseModel):
         return build(ThreatModel, self.threat, where="threat")
 
 
-def _named(section: dict[str, Any], where: str, registry: Any) -> Any:
+def _named(section: dict[str, Any], where: str, registry: Registry[T]) -> T:
     if not isinstance(section.get("name"), str):
         raise ConfigError(f'{where}: the key "name" is missing.', f"Known {where}s: {', '.join(registry.names())}.")
     return registry.create(section["name"], {k: v for k, v in section.items() if k != "name"}, where=where)
@@ -233,7 +237,9 @@ def check_recipe(content: dict[str, Any]) -> Recipe:
         if recipe.model.startswith("python:"):
             problems.append(f"model: {recipe.model} would run code, which a recipe may not.")
     if recipe is None or problems:
-        raise ConfigError("\n".join(problems), 'Mend the recipe; "ironclip validate FILE" checks it without running it.')
+        raise ConfigError(
+            "\n".join(problems), 'Mend the recipe; "ironclip validate FILE" checks it without running it.'
+        )
     return recipe
 
 
@@ -258,7 +264,9 @@ def _override(content: dict[str, Any], override: str) -> None:
     for parent in parents:
         section = section.setdefault(parent, {})
         if not isinstance(section, dict):
-            raise ConfigError(f'--set "{override}": {parent} is no section.', "Give the path of a value, such as data.train.")
+            raise ConfigError(
+                f'--set "{override}": {parent} is no section.', "Give the path of a value, such as data.train."
+            )
     section[last] = _number(yaml.safe_load(text))
 
 

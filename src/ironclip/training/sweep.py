@@ -54,7 +54,11 @@ def choose(recipe: Recipe, out: Path, run: Callable[[Recipe, Path], object]) -> 
             run(trial, folder)
         found[name] = {"lr": trial.optimisation.lr, **_last_validation(folder)}
     # Robust accuracy decides; the embedding metric where there are no labels. Equal ones: the smaller rate.
-    metric = "embedding_cosine" if any(f["robust_accuracy"] != f["robust_accuracy"] for f in found.values()) else "robust_accuracy"
+    metric = (
+        "embedding_cosine"
+        if any(f["robust_accuracy"] != f["robust_accuracy"] for f in found.values())
+        else "robust_accuracy"
+    )
     best = max(found.values(), key=lambda trial: (trial[metric], -trial["lr"]))
     verdict = {"metric": metric, "chosen": best["lr"], "trials": found}
     write_atomically(out / "sweep" / "result.json", json.dumps(verdict, indent=1).encode())

@@ -1,0 +1,1 @@
+"""Acceptance as code: what each capability must show, measured; see run.py."""
