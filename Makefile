@@ -4,7 +4,7 @@ PYTHON ?= python3
 NAME ?= spine
 SHORT ?=
 MARKS ?= not slow and not hub
-WORKERS ?= 0
+WORKERS ?= 2
 
 # The clone in hand is what runs, also while another clone uses the same environment.
 export PYTHONPATH := $(CURDIR)/src
@@ -25,11 +25,14 @@ help:
 install:
 	@echo "$(BIN)/ironclip"
 
+# One thread a worker: the models of the tests are too small for more, and threads that wait for each other cost most.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
 test: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m "$(MARKS)"
+	$(PYTEST) -m "$(MARKS)"
 
 test-all: lint
-	$(BIN)/python -m pytest -q -n $(WORKERS)
+	$(PYTEST)
 
 lint:
 	@bin="$(BIN)" && set -x && \

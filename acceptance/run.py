@@ -29,7 +29,7 @@ from rich.table import Table
 import ironclip
 from acceptance.claims import ROOT, CannotRunError, Claim, Context, Figure, Item, Result
 from acceptance.store import commit, environment, key_of, needed_files, read_stored, stored_path, write_stored
-from ironclip.evaluation.files import write_atomically
+from ironclip.files import write_atomically
 
 COLOURS = {Result.PASS: "green", Result.FAIL: "bold red", Result.NOT_RUN: "yellow"}
 NARROWEST = 150
@@ -69,7 +69,9 @@ class Run:
         console: Where tables go.
     """
 
-    def __init__(self, name: str, items: Sequence[Item], *, out: Path | None, kept: Path | None, console: Console) -> None:
+    def __init__(
+        self, name: str, items: Sequence[Item], *, out: Path | None, kept: Path | None, console: Console
+    ) -> None:
         self.name, self.items, self.out, self.kept, self.console = name, items, out, kept, console
         self.entries: dict[str, list[Entry]] = {item.name: _not_run(item, "not reached") for item in items}
         self.keys: dict[str, str] = {}
@@ -179,7 +181,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="WORD", help="items whose name contains the word, measured anew")
     options = parser.parse_args(arguments)
     if not Path(ironclip.__file__).is_relative_to(ROOT):
-        parser.error(f"ironclip is imported from {ironclip.__file__}, not from here. Use: make accept NAME={options.name}")
+        parser.error(
+            f"ironclip is imported from {ironclip.__file__}, not from here. Use: make accept NAME={options.name}"
+        )
     if not (ROOT / "acceptance" / f"{options.name}.py").is_file():
         parser.error(f'nothing is claimed of "{options.name}": there is no acceptance/{options.name}.py')
     everything: tuple[Item, ...] = importlib.import_module(f"acceptance.{options.name}").ITEMS

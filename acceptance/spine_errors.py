@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,9 @@ def help_time(context: Context) -> Iterator[Figure]:
             times[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     ratio = medians["help"] / medians["torch"]
-    yield Figure("ratio", ratio, f"{ratio:.2f} ({medians['help']:.2f} s against {medians['torch']:.2f} s, medians of 5)")
+    yield Figure(
+        "ratio", ratio, f"{ratio:.2f} ({medians['help']:.2f} s against {medians['torch']:.2f} s, medians of 5)"
+    )
 
 
 @dataclass(frozen=True)
@@ -185,11 +188,13 @@ MISTAKES = {
     "pixels": Mistake(
         "normalised pixels", _with_normalised_pixels, "pixels range from -1.8 to -1.8", "before mean and std"
     ),
-    "names": Mistake("class names that do not fit the labels", _with_wrong_names, "2 class names for 3 labels", "names"),
+    "names": Mistake(
+        "class names that do not fit the labels", _with_wrong_names, "2 class names for 3 labels", "names"
+    ),
     "key": Mistake(
         "an unknown key in a recipe",
         lambda folder: _with_recipe(folder, optimization={"lr": 1.0}),
-        'unknown key "optimization". Did you mean "optimisation"?',
+        'unknown key "optimization". Did you mean "optimisation"',
         "Mend the recipe",
     ),
     "page": Mistake("an HTML page as weights", _with_a_page_as_weights, "HTML page", "fetch"),
@@ -209,10 +214,9 @@ MISTAKES = {
 )
 def errors(context: Context) -> Iterator[Figure]:
     for name, mistake in MISTAKES.items():
-        folder = context.work / name
-        folder.mkdir(parents=True)
-        _set_the_stage(folder)
-        answer = mistake.make(folder)
+        with TemporaryDirectory() as folder:
+            _set_the_stage(Path(folder))
+            answer = mistake.make(Path(folder))
         lines = answer.said.strip().splitlines()
         starts = [number for number, line in enumerate(lines) if line.startswith("Error: ")]
         problem = "\n".join(lines[starts[0] : -1]) if starts else ""

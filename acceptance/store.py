@@ -16,14 +16,14 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import yaml
 
 from acceptance.claims import ROOT, CannotRunError, Figure, Item
 from ironclip.data.fingerprints import file_sha256
-from ironclip.evaluation.files import write_atomically
+from ironclip.files import write_atomically
 from ironclip.machine import describe_machine
 from ironclip.provenance import source_sha256, versions
 
@@ -141,6 +141,6 @@ def _content(path: Path) -> str:
     return _sha256(path, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _sha256(path: Path, changed: int, size: int) -> str:
     return file_sha256(path)

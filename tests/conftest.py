@@ -30,6 +30,7 @@ def tiny_clip() -> Callable[..., CLIPModel]:
     Call it for a fresh copy. Keywords: `fast`; `seed`; `vision`, changes to vision_cfg; others change the architecture.
     """
     built: dict[str, nn.Module] = {}
+    tokenizer = tokenizer_for(TINY_ARCHITECTURE)
 
     def make(*, fast: bool = True, seed: int = 0, vision: dict[str, Any] | None = None, **changes: Any) -> CLIPModel:
         architecture = copy.deepcopy(TINY_ARCHITECTURE) | changes
@@ -40,7 +41,7 @@ def tiny_clip() -> Callable[..., CLIPModel]:
         clip = copy.deepcopy(built[key])
         preprocessing = preprocessing_of(clip, {}, "tiny_clip")
         spec = ModelSpec("tiny_clip", architecture, tensors_sha256(clip.state_dict()), preprocessing)
-        return CLIPModel(clip, tokenizer_for(architecture), spec, fast=fast)
+        return CLIPModel(clip, tokenizer, spec, fast=fast)
 
     return make
 

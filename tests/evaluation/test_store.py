@@ -11,7 +11,7 @@ import pytest
 
 from ironclip.errors import ConfigError, DataError, ResumeError, ShapeError
 from ironclip.evaluation.aggregate import Totals
-from ironclip.evaluation.files import read_hashed, write_atomically, write_hashed
+from ironclip.files import read_hashed, write_atomically, write_hashed
 from ironclip.evaluation.intervals import wilson
 from ironclip.evaluation.merging import merge
 from ironclip.evaluation.records import (
@@ -369,6 +369,20 @@ def test_merge_names_the_sample_in_conflict_and_leaves_nothing_behind(tmp_path):
 def test_merge_of_some_shards_is_partial(tmp_path):
     merged = merge([shard(tmp_path / "one", IDS[:3]), shard(tmp_path / "two", IDS[3:5])], tmp_path / "out")
     assert merged.aggregate(UNIT.unit_id).coverage == "partial"
+
+
+def test_unreadable_samples_stay_on_record_and_are_merged(tmp_path):
+    one, two = shard(tmp_path / "one", IDS[:5]), shard(tmp_path / "two", IDS[6:11])
+    store = RunStore.open(one)
+    store.note_unreadable(UNIT.unit_id, {IDS[5]: "truncated"})
+    store.note_unreadable(UNIT.unit_id, {IDS[4]: "no image"})
+    RunStore.open(two).note_unreadable(UNIT.unit_id, {IDS[11]: "empty file"})
+    assert RunStore.open(one).run.unreadable == {UNIT.unit_id: {IDS[5]: "truncated", IDS[4]: "no image"}}
+    merged = merge([one, two], tmp_path / "out")
+    assert merged.run.unreadable[UNIT.unit_id] == {IDS[5]: "truncated", IDS[4]: "no image", IDS[11]: "empty file"}
+    assert merged.aggregate(UNIT.unit_id).coverage == "partial"
+    with pytest.raises(DataError, match='no unit "x"'):
+        store.note_unreadable("x", {})
 
 
 def test_merge_leaves_damaged_chunks_behind(tmp_path, caplog):

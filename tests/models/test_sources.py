@@ -424,12 +424,11 @@ def test_a_known_repository_needs_the_activation_that_open_clip_knows(hub_cache,
             r'unknown key "vision_cfg.patchsize".* Did you mean "patch_size".*\n.*open_clip \d',
         ),
         ({"text_cfg": None}, "has no text_cfg"),
-        ({"vision_cfg": {"image_size": 32, "patch_size": 8, "width": 0}}, "open_clip cannot build the architecture"),
-        ({"vision_cfg": {"image_size": [32, 64], "patch_size": 8, "layers": 2, "width": 64, "head_width": 32}}, ""),
+        ({"vision_cfg": {"width": 64, "head_width": 20}}, "open_clip cannot build the architecture .* divisible"),
     ],
 )
 def test_an_architecture_that_is_not_served_is_refused(folder, model, words):
-    with pytest.raises((ConfigError, WeightsError), match=words):
+    with pytest.raises(ConfigError, match=words):
         load_model(f"local-dir:{folder(model=model)}")
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from ironclip.errors import ConfigError
-from ironclip.evaluation.files import write_atomically
 from ironclip.evaluation.records import Difference, RunRecord, run_difference, unit_difference
 from ironclip.evaluation.rows import unique_rows
 from ironclip.evaluation.store import RunStore, new_datasets, refuse_foreign_folder
+from ironclip.files import write_atomically
 
 
 def merge(runs: Sequence[Path], out: Path) -> RunStore:

@@ -28,7 +28,6 @@ import safetensors.numpy
 
 from ironclip.errors import ConfigError, DataError, ResumeError, ShapeError
 from ironclip.evaluation.aggregate import AggregateRow, aggregate_rows
-from ironclip.evaluation.files import hashed_files, read_hashed, write_atomically, write_hashed
 from ironclip.evaluation.records import (
     SCHEMA_VERSION,
     DatasetInfo,
@@ -40,6 +39,7 @@ from ironclip.evaluation.records import (
     unit_difference,
 )
 from ironclip.evaluation.rows import SCHEMA, rows_table, unique_rows
+from ironclip.files import hashed_files, read_hashed, write_atomically, write_hashed
 from ironclip.registry import explain
 
 log = logging.getLogger(__name__)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ironclip.errors import WeightsError
+from ironclip.files import replace_durably
 from ironclip.models._files import first_line, refuse_impostor
 
 logger = logging.getLogger(__name__)
@@ -47,20 +48,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> object:
-    try:
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        if not zipfile.is_zipfile(path):
-            raise WeightsError(
-                f"{path} is truncated or no PyTorch file ({path.stat().st_size:,} bytes).",
-                "Fetch the file anew and compare its size.",
-            ) from None
-        holds = "a TorchScript program" if "TorchScript" in str(error) else "Python objects besides tensors"
-        raise WeightsError(
-            f"{path} holds {holds}, which could run code when loaded.",
-            "Take the model's safetensors file, or save its state dict as one where you trust it.",
-        ) from None
-    return content
+    holds = "Python objects besides tensors"
+    is_zip = zipfile.is_zipfile(path)
+    if is_zip and _is_torchscript(path):
+        holds = "a TorchScript program"
+    else:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError):
+            if not is_zip:
+                raise WeightsError(
+                    f"{path} is truncated or no PyTorch file ({path.stat().st_size:,} bytes).",
+                    "Fetch the file anew and compare its size.",
+                ) from None
+    raise WeightsError(
+        f"{path} holds {holds}, which could run code when loaded.",
+        "Take the model's safetensors file, or save its state dict as one where you trust it.",
+    )
+
+
+def _is_torchscript(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
@@ -143,10 +152,3 @@ def write_weights(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     save_file(tensors, temporary, metadata={"format": "pt"})
     replace_durably(temporary, path)
-
-
-def replace_durably(temporary: Path, path: Path) -> None:
-    """Put a written file in its place, on the disk before its name is."""
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)

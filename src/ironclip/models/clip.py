@@ -164,7 +164,9 @@ class CLIPModel(nn.Module):
             raise ConfigError(f"{type(self.visual).__name__} has no patch tokens.", "Use a vision transformer.")
         count = len(self.visual.transformer.resblocks)  # type: ignore[union-attr,arg-type]  # open_clip's tower, untyped
         if not -count <= layer < count:
-            raise ShapeError(f"layer {layer} of a tower with {count} blocks.", f"Give a layer from {-count} to {count - 1}.")
+            raise ShapeError(
+                f"layer {layer} of a tower with {count} blocks.", f"Give one from {-count} to {count - 1}."
+            )
         layers = layer % count + 1
         if self._fast is not None:
             patches = self._fast.patch_tokens(normalised, self.compute_dtype, layers=layers, projected=projected)

@@ -43,8 +43,9 @@ def why_not(tower: nn.Module) -> str | None:
             return "its blocks are not plain attention blocks"
         if not (isinstance(block.ls_1, nn.Identity) and isinstance(block.ls_2, nn.Identity)):
             return "its blocks scale their branches"
-        if not isinstance(block.mlp.gelu, nn.GELU | QuickGELU) or getattr(block.mlp.gelu, "approximate", "none") != "none":
-            return f"its activation is {block.mlp.gelu}"
+        activation = block.mlp.gelu
+        if not isinstance(activation, nn.GELU | QuickGELU) or getattr(activation, "approximate", "none") != "none":
+            return f"its activation is {activation}"
         if type(block.ln_1) not in (nn.LayerNorm, LayerNorm, LayerNormFp32):
             return f"its normalisation is {type(block.ln_1).__name__}"
     return None

@@ -47,7 +47,7 @@ class Preprocessing:
         if kernel not in ("bicubic", "bilinear") or mode not in ("shortest", "squash"):
             raise ConfigError(
                 f'the model asks for interpolation "{kernel}" and resize mode "{mode}".',
-                "IronCLIP serves bicubic or bilinear, and shortest or squash; change preprocess_cfg in the model's config.",
+                "IronCLIP serves bicubic or bilinear, and shortest or squash; change the model's preprocess_cfg.",
             )
         mean, std = config.get("mean") or CLIP_MEAN, config.get("std") or CLIP_STD
         return cls(resolution, tuple(map(float, mean)), tuple(map(float, std)), kernel, mode)
@@ -82,7 +82,7 @@ class Preprocessing:
         return (pixels - mean) / std
 
     def from_pil(self, image: Image.Image) -> Tensor:
-        """Turn a PIL image into float32 pixels `[3, R, R]` in [0, 1], R the resolution; resized in 8 bits as CLIP does."""
+        """Turn a PIL image into float32 pixels `[3, R, R]` in [0, 1], R the resolution; resized in 8 bits as CLIP."""
         kernel = tv.InterpolationMode(self.kernel)
         rgb = image.convert("RGB")
         if self.resize_mode == "squash":

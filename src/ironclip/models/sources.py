@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from ironclip.data.fingerprints import file_sha256
 from ironclip.errors import ConfigError, RegistryError, WeightsError, did_you_mean
+from ironclip.files import write_atomically
 from ironclip.models._architecture import (
     Blueprint,
     activation_mismatch,
@@ -42,7 +42,6 @@ from ironclip.models._weights import (
     OPENAI_SIZES,
     fit,
     read_weights,
-    replace_durably,
     tensors_sha256,
     write_weights,
 )
@@ -161,9 +160,7 @@ def save_model(model: CLIPModel, folder: Path, *, dtype: torch.dtype = torch.flo
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(model.clip, folder / WEIGHTS, dtype)
     # Last: what reads a folder in the making finds no configuration, and says so.
-    temporary = folder / f".{CONFIG}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    replace_durably(temporary, folder / CONFIG)
+    write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     return file_sha256(folder / WEIGHTS)
 
 

@@ -36,7 +36,7 @@ class Classifier(nn.Module, ABC):
             ConfigError: A precision that this classifier does not offer.
         """
         if dtype != torch.float32:
-            raise ConfigError(f"{type(self).__name__} computes in float32 only, asked for {dtype}.", "Search in float32.")
+            raise ConfigError(f"{type(self).__name__} computes in float32 only, not {dtype}.", "Search in float32.")
         yield
 
     @property
@@ -211,7 +211,9 @@ def zero_shot_logits(image_features: Tensor, class_weights: Tensor, *, logit_sca
     weights = class_weights.to(image_features.dtype)
     if weights.ndim == 3:
         if len(weights) != len(image_features):
-            raise ShapeError(f"{len(weights)} class matrices for {len(image_features)} images.", "Give one each, or one for all.")
+            raise ShapeError(
+                f"{len(weights)} class matrices for {len(image_features)} images.", "Give one each or one for all."
+            )
         similarity = torch.einsum("bd,bcd->bc", image_features, weights)
     else:
         similarity = F.linear(image_features, weights)

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from ironclip.evaluation.files import write_atomically
+from ironclip.files import write_atomically
 from ironclip.report import prose, wording
 from ironclip.report.figures import robustness_curve, swatch, trade_off
 from ironclip.report.gallery import gallery

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ironclip.errors import ResumeError
-from ironclip.evaluation.files import write_atomically
+from ironclip.files import write_atomically
 
 FILE = "checkpoint.safetensors"
 

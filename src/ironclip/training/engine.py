@@ -24,7 +24,7 @@ from ironclip.data.contract import Dataset, Sample
 from ironclip.data.order import epoch_order, hold_out, keep_labels, limit, read_batches
 from ironclip.data.sources import open_dataset
 from ironclip.errors import ConfigError, DataError, RunFailedError
-from ironclip.evaluation.files import write_atomically
+from ironclip.files import write_atomically
 from ironclip.methods.base import Batch, ImageView, Method, Pass, Teacher, TextView, Views
 from ironclip.models.clip import CLIPModel
 from ironclip.models.sources import load_model, save_model

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ironclip.evaluation.files import write_atomically
+from ironclip.files import write_atomically
 from ironclip.provenance import source_sha256, versions
 
 if TYPE_CHECKING:

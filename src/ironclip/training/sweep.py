@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ironclip.errors import ConfigError
-from ironclip.evaluation.files import write_atomically
+from ironclip.files import write_atomically
 from ironclip.training.recipe import Recipe
 
 

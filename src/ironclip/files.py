@@ -17,9 +17,13 @@ def write_atomically(path: Path, content: bytes) -> Path:
     """Put the content at `path`, whole or not at all, also across a power cut; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
+    temporary.write_bytes(content)
+    return replace_durably(temporary, path)
+
+
+def replace_durably(temporary: Path, path: Path) -> Path:
+    """Put a written file of the same folder in its place, on the disk before its name is."""
+    with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
     _sync_folder(path.parent)
