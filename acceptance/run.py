@@ -100,7 +100,7 @@ class Run:
             return [Entry(item.name, *each) for each in found], f"stored: {stored.commit[:12]}, {stored.created}"
         self.console.print(f"{item.name} …", style="dim")
         entries = measured(item, Context(stored_path(self.kept, item, key).with_suffix("")))
-        if key_of(item) != key:
+        if _current_key(item) != key:
             return _not_run(item, "source or input changed while it was measured"), ""
         if all(entry.result is Result.PASS for entry in entries):
             # A failure is measured again the next time; what it wrote into its work folder is still there.
@@ -111,7 +111,7 @@ class Run:
         if self.out is None:
             return
         for item in self.items:
-            if item.name in self.keys and key_of(item) != self.keys[item.name]:
+            if item.name in self.keys and _current_key(item) != self.keys[item.name]:
                 self.entries[item.name] = _not_run(item, "source or input changed since it was measured")
         content = {
             "name": self.name,
@@ -151,6 +151,14 @@ def measured(item: Item, context: Context) -> list[Entry]:
         missing = Figure("", float("nan"), f"{type(error).__name__}: {' '.join(str(error).split())}"[:200])
     left = time.monotonic() - began
     return [Entry(item.name, claim, *found.get(claim.name, (missing, left))) for claim in item.claims]
+
+
+def _current_key(item: Item) -> str | None:
+    """Return the key of now, None where what the item needs has gone."""
+    try:
+        return key_of(item)
+    except CannotRunError:
+        return None
 
 
 def _not_run(item: Item, reason: str) -> list[Entry]:

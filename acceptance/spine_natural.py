@@ -119,8 +119,7 @@ def _evaluate(name: str, source: str, out: Path) -> RunStore:
 
 
 def _unit(store: RunStore, dataset: str, eps: str) -> str:
-    threat = ThreatModel(norm="linf", eps=eps).hash
-    return next(u for u in store.units() if (r := store.record(u)).dataset == dataset and r.threat.hash == threat)
+    return next(u for u in store.units() if (r := store.record(u)).dataset == dataset and r.threat.eps == eps)
 
 
 def _right(store: RunStore, dataset: str, eps: str, *, clean: bool) -> npt.NDArray[np.bool_]:

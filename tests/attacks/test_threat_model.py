@@ -150,8 +150,8 @@ def test_projection_in_linf_is_the_nearest_point_of_ball_and_box():
     origin = natural_like(5, 8)
     far = origin + 0.1 * torch.randn(origin.shape, generator=torch.Generator().manual_seed(0))
     near = LINF.project(far, origin)
-    expected = np.clip(np.clip(far, origin - np.float32(4 / 255), origin + np.float32(4 / 255)), 0, 1)
-    assert torch.equal(near, torch.as_tensor(expected))
+    x, radius = origin.numpy(), np.float32(4 / 255)
+    assert np.array_equal(near.numpy(), np.clip(np.clip(far.numpy(), x - radius, x + radius), 0, 1))
     assert LINF.contains(near, origin).all()
     assert torch.equal(LINF.project(near, origin), near)
 
@@ -220,7 +220,9 @@ def test_random_start_in_linf_is_uniform_and_centred():
 def test_random_start_in_l2_lies_on_the_sphere_and_has_no_preferred_direction():
     origin = torch.full((400, 3, 8, 8), 0.5)
     delta = (L2.random_start(origin, streams(400)) - origin).double()
-    torch.testing.assert_close(delta.flatten(1).norm(dim=1), torch.full((400,), 0.5, dtype=torch.float64), rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        delta.flatten(1).norm(dim=1), torch.full((400,), 0.5, dtype=torch.float64), rtol=1e-5, atol=0
+    )
     assert delta.mean(dim=0).norm() < 3 * 0.5 / 400**0.5
     assert abs(delta.sum() / delta.norm(p=1)) < 0.02
 

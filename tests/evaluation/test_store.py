@@ -11,7 +11,6 @@ import pytest
 
 from ironclip.errors import ConfigError, DataError, ResumeError, ShapeError
 from ironclip.evaluation.aggregate import Totals
-from ironclip.files import read_hashed, write_atomically, write_hashed
 from ironclip.evaluation.intervals import wilson
 from ironclip.evaluation.merging import merge
 from ironclip.evaluation.records import (
@@ -29,6 +28,7 @@ from ironclip.evaluation.records import (
 )
 from ironclip.evaluation.rows import SCHEMA, ConflictError
 from ironclip.evaluation.store import Adversarials, RunStore
+from ironclip.files import read_hashed, write_atomically, write_hashed
 
 IDS = [f"pets/test/{index:03d}" for index in range(12)]
 SESSION = Session(

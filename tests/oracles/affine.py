@@ -15,9 +15,7 @@ def worst_margin_linf(
     weight: Sequence[Sequence[float]], bias: Sequence[float], x: Sequence[float], label: int, eps: Fraction
 ) -> Fraction:
     """Smallest margin over rivals and over the linf ball within the box, exactly."""
-    return min(
-        _worst_against(weight, bias, x, label, rival, eps) for rival in range(len(weight)) if rival != label
-    )
+    return min(_worst_against(weight, bias, x, label, rival, eps) for rival in range(len(weight)) if rival != label)
 
 
 def _worst_against(

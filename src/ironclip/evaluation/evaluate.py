@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import logging
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ironclip.attacks.base import Attack
-from ironclip.attacks.driver import DriverSettings, Outcome, row_invariance, run_attack
+from ironclip.attacks.driver import GRANULE, DriverSettings, Outcome, row_invariance, run_attack
 from ironclip.attacks.objectives import Misclassify, loss_used, predict
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.data.classes import class_groups, colliding_names, words_sha256
@@ -38,6 +40,8 @@ from ironclip.models.sources import load_classifier, load_model, model_identity
 from ironclip.models.zero_shot import Classifier, ZeroShotClassifier
 from ironclip.provenance import versions
 from ironclip.suites.suite import SuiteDataset, load_suite
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 256
 """Samples that are attacked together and stored as one file; a kill loses at most one such chunk."""
@@ -116,13 +120,114 @@ class EvaluationProgress:
 
 @dataclass(frozen=True)
 class _Task:
-    """One data set of the suite, with the model that classifies it."""
+    """One data set of the suite, with the model that classifies it.
+
+    Attributes:
+        info: The data set as the suite describes it.
+        whole: The samples of all shards.
+        samples: Those of this shard.
+        classifier: Over the data set's classes.
+        groups: Lowest index with the same name for each class, None where all names differ.
+        probe: `[N, 3, H, W]` and labels `[N]`, the first readable samples, 16 at most.
+    """
 
     info: SuiteDataset
     whole: Dataset
     samples: Dataset
     classifier: Classifier
     groups: Tensor | None
+    probe: tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One data set under one threat model and attack: how a chunk of it becomes rows."""
+
+    request: EvaluationRequest
+    task: _Task
+    attack: Attack
+    threat: ThreatModel
+    record: UnitRecord
+    settings: DriverSettings
+
+    def attack_chunk(self, samples: Sequence[Sample]) -> Outcome:
+        """Attack the samples of a chunk.
+
+        Raises:
+            DataError: Their images differ in size.
+        """
+        task = self.task
+        labels = torch.tensor([sample.label for sample in samples], device=task.classifier.device)
+        objective = Misclassify(task.classifier, labels, loss=self.attack.loss, groups=task.groups)
+        pixels = self.acting(samples)
+        keys = [sample.key for sample in samples]
+        return run_attack(
+            self.attack, objective, pixels, keys, self.threat, seed=self.request.seed, settings=self.settings
+        )
+
+    def acting(self, samples: Sequence[Sample]) -> Tensor:
+        """Return the images on which the adversary acts, `[N, 3, H, W]`."""
+        images = [acting_pixels(sample.pixels, self.task.classifier, self.threat) for sample in samples]
+        if len({tuple(image.shape) for image in images}) > 1:
+            raise DataError(
+                f"{self.task.info.name} holds images of different sizes, which one tile cannot.",
+                "Give them one size in the source (?size=224 or ?resize=32).",
+            )
+        return torch.stack(images)
+
+    def rows(self, samples: Sequence[Sample], outcome: Outcome) -> list[dict[str, Any]]:
+        """Turn an outcome into rows of the store's schema; margins are positive where the answer is right."""
+        labels = torch.tensor([sample.label for sample in samples])
+        clean, final = outcome.clean, outcome.final
+        if clean.logits is None or final.logits is None or clean.margin is None or final.margin is None:
+            raise TypeError("a classification objective gives logits and margins")
+        shared = {
+            "attack": self.attack.name,
+            "loss_used": loss_used(self.attack.loss, clean.logits.shape[1]),
+            "target": -1,
+            "tile": self.settings.tile,
+            "dtype": self.request.search_dtype,
+            "threat_hash": self.record.threat.hash,
+            "model_sha256": self.record.model_sha256,
+            "seed": self.request.seed,
+        }
+        columns = {
+            "y": labels,
+            "pred_clean": predict(clean.logits, labels, clean.broken),
+            "margin_clean": -clean.margin,
+            "pred_adv": predict(final.logits, labels, outcome.broken),
+            "margin_adv": -final.margin,
+            "broken": outcome.broken,
+            "restart": outcome.restart,
+            "best_loss": outcome.best_loss,
+            "norm": outcome.norm,
+            "iterations": outcome.iterations,
+            "forwards": outcome.forwards,
+            "backwards": outcome.backwards,
+            "seconds": outcome.seconds,
+            "near_tie": outcome.near_tie,
+            "false_claims": outcome.false_claims,
+            "invalid": outcome.invalid,
+            "logits_clean": clean.logits,
+            "logits_adv": final.logits,
+        }
+        plain = {name: column.tolist() for name, column in columns.items()}
+        return [
+            {"sample_id": sample.key, **shared, **{name: values[index] for name, values in plain.items()}}
+            for index, sample in enumerate(samples)
+        ]
+
+    def images(self, samples: Sequence[Sample], outcome: Outcome) -> Adversarials | None:
+        """Return the images to keep, clean as the adversary found them, and as it left them."""
+        gallery = set(gallery_ids(self.task.whole.keys, GALLERY)) if self.request.save == "gallery" else set()
+        kept = [i for i, s in enumerate(samples) if self.request.save == "all" or s.key in gallery]
+        if not kept:
+            return None
+        return Adversarials(
+            keys=[samples[index].key for index in kept],
+            clean=self.acting([samples[index] for index in kept]).numpy(),
+            adversarial=outcome.adversarial[kept].numpy(),
+        )
 
 
 def evaluate_suite(
@@ -150,6 +255,11 @@ def evaluate_suite(
     settings = DriverSettings(tile=request.tile, compact=request.compact, search_dtype=PRECISIONS[request.search_dtype])
     tasks = [_task(request, info, classifier) for info, classifier in zip(infos, classifiers, strict=True)]
     invariance = _probe(tasks[0], settings)
+    for task in tasks:
+        for name, labels in colliding_names(task.info.class_names):
+            logger.warning('%s: the classes %s share the name "%s".', task.info.name, labels, name)
+        for problem in task.info.dataset.problems:
+            logger.warning("%s: %s", task.info.name, problem)
     if invariance:
         # Rows depend on the shape of their tile here: every tile must have the same shape.
         settings = dataclasses.replace(settings, granule=settings.tile)
@@ -166,7 +276,8 @@ def evaluate_suite(
     for task in tasks:
         for threat in request.threats:
             for attack in request.attacks:
-                _evaluate_unit(request, store, task, attack, threat, identity, settings, progress)
+                record = _unit_record(request, task, attack, threat, identity)
+                _evaluate_unit(_Unit(request, task, attack, threat, record, settings), store, progress)
     store.write_aggregates()
     return store
 
@@ -184,47 +295,35 @@ def _task(request: EvaluationRequest, info: SuiteDataset, classifier: Classifier
     samples = shard(whole, *request.shard) if request.shard[1] > 1 else whole
     groups = class_groups(info.class_names)
     same = groups == list(range(len(groups)))
-    return _Task(info, whole, samples, classifier, None if same else torch.tensor(groups, device=classifier.device))
+    groups_tensor = None if same else torch.tensor(groups, device=classifier.device)
+    return _Task(info, whole, samples, classifier, groups_tensor, _first_samples(whole, info.name, request.strict))
 
 
-def _evaluate_unit(
-    request: EvaluationRequest,
-    store: RunStore,
-    task: _Task,
-    attack: Attack,
-    threat: ThreatModel,
-    identity: str,
-    settings: DriverSettings,
-    progress: Callable[[EvaluationProgress], None] | None,
-) -> None:
-    record = _unit_record(request, task, attack, threat, identity)
-    unit = store.open_unit(record)
-    done = store.done_ids(unit)
-    gallery = set(gallery_ids(task.whole.keys, GALLERY))
+def _first_samples(dataset: Dataset, name: str, strict: bool) -> tuple[Tensor, Tensor]:
+    """Return pixels and labels of the first readable samples that share a size, 16 at most."""
+    for batch in read_batches(dataset, range(len(dataset)), GRANULE, strict=strict, unreadable={}):
+        if batch:
+            alike = [sample for sample in batch if sample.pixels.shape == batch[0].pixels.shape]
+            return torch.stack([s.pixels for s in alike]), torch.tensor([s.label for s in alike])
+    raise DataError(f"none of the {len(dataset)} samples of {name} can be read.", "Check the data.")
+
+
+def _evaluate_unit(unit: _Unit, store: RunStore, progress: Callable[[EvaluationProgress], None] | None) -> None:
+    """Attack what has no verdict yet, chunk by chunk."""
+    name, samples = store.open_unit(unit.record), unit.task.samples
+    done = store.done_ids(name)
     unreadable: dict[str, str] = {}
-    finished, clean_right, robust_right, counted = len(done & set(task.samples.keys)), 0, 0, 0
-    for chunk, samples in _chunks(task.samples, done, request.strict, unreadable):
-        outcome, objective = _attack_chunk(samples, task, attack, threat, request.seed, settings)
-        rows = _rows(samples, outcome, objective, attack, threat, identity, request, settings)
-        kept = [
-            i
-            for i, s in enumerate(samples)
-            if request.save == "all" or (request.save == "gallery" and s.key in gallery)
-        ]
-        store.write_chunk(unit, chunk, rows, _images(samples, outcome, kept))
-        finished, counted = finished + len(samples), counted + len(samples)
+    finished, clean_right, robust_right, counted = len(done & set(samples.keys)), 0, 0, 0
+    for chunk, batch in _chunks(samples, done, unit.request.strict, unreadable):
+        outcome = unit.attack_chunk(batch)
+        store.write_chunk(name, chunk, unit.rows(batch, outcome), unit.images(batch, outcome))
+        finished, counted = finished + len(batch), counted + len(batch)
         clean_right += int((~outcome.clean.broken).sum())
         robust_right += int((~outcome.broken).sum())
         if progress:
-            progress(
-                EvaluationProgress(unit, finished, len(task.samples), clean_right / counted, robust_right / counted)
-            )
+            progress(EvaluationProgress(name, finished, len(samples), clean_right / counted, robust_right / counted))
     if unreadable:
-        store.note_unreadable(unit, unreadable)
-        if len(unreadable) == len(task.samples):
-            raise DataError(
-                f"none of the {len(unreadable)} samples of {task.info.name} can be read.", "Check the data."
-            )
+        store.note_unreadable(name, unreadable)
 
 
 def _chunks(
@@ -238,22 +337,6 @@ def _chunks(
         for batch in read_batches(samples, missing, CHUNK, strict=strict, unreadable=unreadable):
             if batch:
                 yield f"{number:05d}", batch
-
-
-def _attack_chunk(
-    samples: Sequence[Sample], task: _Task, attack: Attack, threat: ThreatModel, seed: int, settings: DriverSettings
-) -> tuple[Outcome, Misclassify]:
-    """Attack the samples of a chunk; images of different sizes are attacked size by size, as they are."""
-    labels = torch.tensor([sample.label for sample in samples], device=task.classifier.device)
-    objective = Misclassify(task.classifier, labels, loss=attack.loss, groups=task.groups)
-    pixels = [acting_pixels(sample.pixels, task.classifier, threat) for sample in samples]
-    if len({tuple(image.shape) for image in pixels}) > 1:
-        raise DataError(
-            f"{task.info.name} holds images of different sizes, which one tile cannot.",
-            "Give them one size in the source (?size=224 or ?resize=32).",
-        )
-    keys = [sample.key for sample in samples]
-    return run_attack(attack, objective, torch.stack(pixels), keys, threat, seed=seed, settings=settings), objective
 
 
 def acting_pixels(pixels: Tensor, classifier: Classifier, threat: ThreatModel) -> Tensor:
@@ -271,75 +354,16 @@ def acting_pixels(pixels: Tensor, classifier: Classifier, threat: ThreatModel) -
     return classifier.model.spec.preprocessing.resize(pixels[None])[0]
 
 
-def _rows(
-    samples: Sequence[Sample],
-    outcome: Outcome,
-    objective: Misclassify,
-    attack: Attack,
-    threat: ThreatModel,
-    identity: str,
-    request: EvaluationRequest,
-    settings: DriverSettings,
-) -> list[dict[str, Any]]:
-    """Turn an outcome into rows of the store's schema; margins are positive where the answer is right."""
-    labels = objective.labels.cpu()
-    clean, final = outcome.clean, outcome.final
-    if clean.logits is None or final.logits is None or clean.margin is None or final.margin is None:
-        raise TypeError("a classification objective gives logits and margins")
-    shared = {
-        "attack": attack.name,
-        "loss_used": loss_used(attack.loss, clean.logits.shape[1]),
-        "target": -1,
-        "tile": settings.tile,
-        "dtype": request.search_dtype,
-        "threat_hash": threat.hash,
-        "model_sha256": identity,
-        "seed": request.seed,
-    }
-    columns = {
-        "y": labels,
-        "pred_clean": predict(clean.logits, labels, clean.broken),
-        "margin_clean": -clean.margin,
-        "pred_adv": predict(final.logits, labels, outcome.broken),
-        "margin_adv": -final.margin,
-        "broken": outcome.broken,
-        "restart": outcome.restart,
-        "best_loss": outcome.best_loss,
-        "norm": outcome.norm,
-        "iterations": outcome.iterations,
-        "forwards": outcome.forwards,
-        "backwards": outcome.backwards,
-        "seconds": outcome.seconds,
-        "near_tie": outcome.near_tie,
-        "false_claims": outcome.false_claims,
-        "invalid": outcome.invalid,
-        "logits_clean": clean.logits,
-        "logits_adv": final.logits,
-    }
-    plain = {name: column.tolist() for name, column in columns.items()}
-    return [
-        {"sample_id": sample.key, **shared, **{name: values[index] for name, values in plain.items()}}
-        for index, sample in enumerate(samples)
-    ]
-
-
-def _images(samples: Sequence[Sample], outcome: Outcome, kept: Sequence[int]) -> Adversarials | None:
-    if not kept:
-        return None
-    return Adversarials(
-        keys=[samples[index].key for index in kept],
-        clean=torch.stack([samples[index].pixels for index in kept]).numpy(),
-        adversarial=outcome.adversarial[list(kept)].numpy(),
-    )
+def game_hash(threat: ThreatModel, size: tuple[int, int]) -> str:
+    """Hash what decides whether two results may share a column: the rules, and the size at which the adversary acts."""
+    return hashlib.sha256(f"{threat.hash} {size[0]}x{size[1]}".encode()).hexdigest()
 
 
 def _unit_record(
     request: EvaluationRequest, task: _Task, attack: Attack, threat: ThreatModel, identity: str
 ) -> UnitRecord:
     info, classifier = task.info, task.classifier
-    height, width = (
-        acting_pixels(task.samples[0].pixels, classifier, threat).shape[-2:] if len(task.samples) else (0, 0)
-    )
+    height, width = acting_pixels(task.probe[0][0], classifier, threat).shape[-2:]
     rules = threat.record() | {"acting_size": [height, width], "search_dtype": request.search_dtype}
     if isinstance(classifier, ZeroShotClassifier):
         rules["preprocess"] = classifier.model.spec.preprocessing.record()
@@ -351,7 +375,9 @@ def _unit_record(
         prompt_set_sha256=words_sha256(info.templates),
         duplicates=tuple(name for name, _ in colliding_names(info.class_names)),
         attack=AttackInfo(name=attack.name, settings=dataclasses.asdict(attack)),  # type: ignore[call-overload]  # every attack is a dataclass
-        threat=ThreatInfo(record=rules, hash=threat.hash, caption=threat.caption((height, width))),
+        threat=ThreatInfo(
+            record=rules, hash=game_hash(threat, (height, width)), caption=threat.caption((height, width))
+        ),
         model_sha256=identity,
         seed=request.seed,
         sample_ids=SampleIds.of(task.whole.keys),
@@ -362,7 +388,11 @@ def _unit_record(
 def _dataset_info(task: _Task) -> DatasetInfo:
     info = task.info
     return DatasetInfo(
-        title=info.title, source=info.dataset.source, class_names=tuple(info.class_names), metric=info.metrics[-1]
+        title=info.title,
+        source=info.dataset.source,
+        class_names=tuple(info.class_names),
+        metric=info.metrics[-1],
+        problems=info.dataset.problems,
     )
 
 
@@ -378,11 +408,8 @@ def _session(request: EvaluationRequest, settings: DriverSettings, invariance: f
 
 
 def _probe(task: _Task, settings: DriverSettings) -> float:
-    """Measure `row_invariance` on the first images of a data set, filled up with mirror images where it is short."""
-    batch = next(read_batches(task.whole, range(min(16, len(task.whole))), 16, strict=False, unreadable={}), None)
-    if not batch:
-        raise DataError(f"{task.info.name} has no readable sample.", "Check the data.")
-    rows = torch.arange(16) % len(batch)
-    pixels = torch.stack([sample.pixels for sample in batch])[rows].to(task.classifier.device)
-    labels = torch.tensor([sample.label for sample in batch], device=task.classifier.device)[rows]
-    return row_invariance(Misclassify(task.classifier, labels, groups=task.groups), pixels, settings)
+    """Measure `row_invariance` on the first images of a data set, repeated where they are fewer than a granule."""
+    pixels, labels = task.probe
+    rows = torch.arange(GRANULE) % len(pixels)
+    objective = Misclassify(task.classifier, labels[rows].to(task.classifier.device), groups=task.groups)
+    return row_invariance(objective, pixels[rows], settings)

@@ -55,12 +55,14 @@ class DatasetInfo:
         source: The string that it was opened from.
         class_names: In label order.
         metric: `mean_per_class` where the mean over classes is shown beside the share of images.
+        problems: What was lost when it was opened, in words; its samples are not among those declared.
     """
 
     title: str
     source: str
     class_names: tuple[str, ...]
     metric: Literal["top1", "mean_per_class"] = "top1"
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

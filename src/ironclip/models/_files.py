@@ -85,7 +85,7 @@ class HubRepository:
 
     def __init__(self, repository: str) -> None:
         self.repository = repository
-        self._unreachable = False
+        self._why_not = ""
 
     def __str__(self) -> str:
         return f"hf-hub:{self.repository}"
@@ -104,8 +104,8 @@ class HubRepository:
         """
         try:
             return Path(hf_hub_download(self.repository, filename))
-        except LocalEntryNotFoundError:
-            self._unreachable = True
+        except LocalEntryNotFoundError as error:
+            self._why_not = first_line(error.__cause__ or error)
             return None
         except EntryNotFoundError:
             return None
@@ -123,10 +123,10 @@ class HubRepository:
             ) from None
 
     def missing(self, wanted: str) -> WeightsError:
-        """Return the error that says what is missing, and whether the hub could be asked."""
-        if self._unreachable:
+        """Return the error that says what is missing, and why the hub could not be asked where that is so."""
+        if self._why_not:
             return WeightsError(
-                f"{self} has no {wanted} in the local cache, and the hub cannot be reached.",
+                f"{self} has no {wanted} in the local cache, and the hub gives none: {self._why_not}.",
                 "Download it where there is a network (hf download), or use local-dir: with a copied folder.",
             )
         return WeightsError(

@@ -1,0 +1,1 @@
+"""Speed: one file a question, each prints one JSON line."""
