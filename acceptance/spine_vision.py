@@ -79,7 +79,7 @@ def natural_like(count: int, side: int, seed: int) -> Tensor:
     noise = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
     squares = torch.fft.fftfreq(side).square()
     falloff = (squares[:, None] + squares[None, :]).sqrt().clamp(min=1 / side)
-    images = torch.fft.ifft2(torch.fft.fft2(noise) / falloff).real
+    images: Tensor = torch.fft.ifft2(torch.fft.fft2(noise) / falloff).real
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     return (images - low) / (high - low)
 

@@ -170,9 +170,9 @@ def test_logits_that_are_nan_break_and_do_not_spread():
 
 def test_unknown_loss_names_the_near_one():
     task = AffineTask(3, seed=0)
-    with pytest.raises(RegistryError, match='unknown attack loss "margn". Did you mean "margin"'):
+    with pytest.raises(RegistryError, match=r'unknown attack loss "margn"\. Did you mean "margin"'):
         Misclassify(task.classifier, task.labels, loss="margn")
-    with pytest.raises(RegistryError, match='unknown attack loss "ce".*\n.*ce_t, margin_t, dlr_t'):
+    with pytest.raises(RegistryError, match=r'unknown attack loss "ce".*\n.*ce_t, margin_t, dlr_t'):
         Misclassify(task.classifier, task.labels, targets=task.labels)
 
 
@@ -322,7 +322,7 @@ def test_five_lines_make_an_objective():
 def test_objectives_compute_in_float32_unless_they_say_otherwise():
     with Brightness().computing(torch.float32):
         pass
-    with pytest.raises(ConfigError, match="Brightness does not compute in torch.bfloat16"):
+    with pytest.raises(ConfigError, match=r"Brightness does not compute in torch\.bfloat16"):
         Brightness().computing(torch.bfloat16)
     assert Brightness().device == torch.device("cpu")
     assert Brightness().tie_tolerance == 0

@@ -57,15 +57,15 @@ def test_robust_accuracy_of_two_classes_is_the_closed_form(seed, eps, loss):
 @pytest.mark.parametrize("seed", range(3))
 def test_robust_accuracy_of_a_users_real_valued_classifier_is_the_closed_form(seed):
     random = torch.Generator().manual_seed(seed)
-    task, threat = AffineTask(2, seed, samples=60, side=8), ThreatModel(eps="4/255")
-    task.weight = torch.randn(2, 192, generator=random) / 4
-    task.pixels = natural_like(60, 8, seed=seed)
+    task, threat = AffineTask(2, seed), ThreatModel(eps="4/255")
+    task.weight = torch.randn(2, 48, generator=random)
+    task.pixels = natural_like(40, 4, seed=seed)
     logits = task.pixels.flatten(1) @ task.weight.T
     task.bias = -logits.mean(dim=0)
     task.labels = (logits + task.bias).argmax(dim=1)
     exact = worst_margins(task, threat)
     assert np.abs(exact).min() > 1e-5  # far enough from a tie for float32
-    assert 0 < (exact <= 0).sum() < 60
+    assert 0 < (exact <= 0).sum() < 40
     classifier = PythonClassifier(lambda pixels: pixels.flatten(1) @ task.weight.T + task.bias)
     outcome = run_attack(PGD(), Misclassify(classifier, task.labels), task.pixels, task.keys, threat, seed=0)
     assert outcome.broken.tolist() == (exact <= 0).tolist()
@@ -117,22 +117,17 @@ def test_random_start_comes_to_the_same_point_in_l2_where_the_box_is_far():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_l2_reaches_99_percent_of_the_optimum_where_the_box_is_active(seed):
-    task, threat = AffineTask(2, seed=seed, side=16), ThreatModel(norm="l2", eps="1.5")
-    pixels, weight = task.pixels.flatten(1).double().numpy(), task.weight.double().numpy()
-    deltas = [
-        worst_delta_l2(weight[y] - weight[1 - y], x, 1.5) for x, y in zip(pixels, task.labels.tolist(), strict=True)
-    ]
-    cut = [
-        np.isclose(np.abs(d), np.maximum(x, 1 - x), atol=1e-9) | np.isclose(x + d, 0) | np.isclose(x + d, 1)
-        for x, d in zip(pixels, deltas, strict=True)
-    ]
-    assert min(mask.mean() for mask in cut) > 0.03  # the box does cut
+    task, threat = AffineTask(2, seed=seed, samples=16, side=16), ThreatModel(norm="l2", eps="1.5")
+    slope = (task.weight[0] - task.weight[1]).double().numpy()
+    for x, label in zip(task.pixels.flatten(1).double().numpy(), task.labels.tolist(), strict=True):
+        moved = x + worst_delta_l2(slope if label == 0 else -slope, x, threat.radius)
+        assert (np.minimum(moved, 1 - moved)[slope != 0] < 1e-12).mean() > 0.015  # the box does cut
     shares = share_of_optimum(task, PGD(steps=100), threat)
     assert (shares >= 0.99).all()
     assert (shares <= 1 + 1e-5).all()
 
 
-@pytest.mark.parametrize("threat", [ThreatModel(eps="16/256"), ThreatModel(norm="l2", eps="0.4")], ids=["linf", "l2"])
+@pytest.mark.parametrize("threat", [ThreatModel(eps="16/256"), ThreatModel(norm="l2", eps="0.2")], ids=["linf", "l2"])
 @pytest.mark.parametrize("loss", ["ce", "margin", "dlr"])
 @pytest.mark.parametrize("classes", [3, 10])
 def test_more_classes_are_never_below_the_exact_worst_margin(classes, loss, threat):

@@ -90,7 +90,7 @@ def test_l2_has_no_upper_bound_but_is_not_negative():
 
 
 def test_unknown_norm_is_refused():
-    with pytest.raises(ConfigError, match='threat.norm is "l1", expected "linf" or "l2"'):
+    with pytest.raises(ConfigError, match=r'threat\.norm is "l1", expected "linf" or "l2"'):
         ThreatModel(norm="l1")
 
 
@@ -102,7 +102,7 @@ def test_recipes_build_it_from_a_text_or_a_number(eps):
 def test_recipes_are_told_what_is_wrong():
     with pytest.raises(ValueRangeError, match="For 4 of 255 levels"):
         build(ThreatModel, {"eps": 4}, where="threat")
-    with pytest.raises(ConfigError, match='unknown key "epsilon".*"eps"'):
+    with pytest.raises(ConfigError, match=r'unknown key "epsilon".*"eps"'):
         build(ThreatModel, {"epsilon": "4/255"}, where="threat")
     with pytest.raises(ConfigError, match='unknown key "radius"'):
         build(ThreatModel, {"radius": 0.5}, where="threat")

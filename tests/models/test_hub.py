@@ -18,7 +18,7 @@ COMMIT = "0" * 40
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Iterator[Path]:
-    """Serve a folder of repositories as the hub would; `org/closed` is forbidden."""
+    """Serve a folder of repositories as the hub would; `org/closed` is forbidden, of `org/half-closed` the contents."""
     root = tmp_path / "repositories"
 
     class Hub(BaseHTTPRequestHandler):
@@ -31,7 +31,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[Path]:
         def answer(self, *, with_body: bool) -> None:
             repository, _, filename = self.path.strip("/").partition("/resolve/main/")
             file = root / repository / filename
-            if repository == "org/closed":
+            if repository == "org/closed" or (repository == "org/half-closed" and with_body):
                 return self.refuse(403, "")
             if not (root / repository).is_dir():
                 return self.refuse(404, "RepoNotFound")
@@ -57,7 +57,7 @@ def hub(tmp_path, monkeypatch) -> Iterator[Path]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
@@ -107,3 +107,11 @@ def test_a_file_that_the_repository_lacks_is_named(hub, folder, gone, words):
 def test_a_hub_that_refuses_is_not_taken_for_a_missing_file():
     with pytest.raises(WeightsError, match=r"in the local cache, and the hub gives none: .*403"):
         load_model("hf-hub:org/closed")
+
+
+def test_a_download_that_fails_half_way_is_named(hub, folder):
+    serve(hub, "org/half-closed", folder())
+    with pytest.raises(
+        WeightsError, match=r"open_clip_config.json of hf-hub:org/half-closed could not be downloaded: .*403"
+    ):
+        load_model("hf-hub:org/half-closed")
