@@ -29,8 +29,8 @@ from ironclip.models.clip import CLIPModel
 from ironclip.models.sources import load_model
 
 SQUARE = (4096, 4096, 4096)
-REPEATS = 4
-"""Products of one shape a round."""
+OPERATIONS_A_ROUND = 100e9
+"""So many operations of one shape are timed together in a round: as long as a layer or two of the tower takes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Speed:
         stock_autocast: The same under bfloat16 autocast.
         fast: Our fast path in bfloat16.
         operations: Of one batch, counted; a multiplication and an addition are two.
-        peak: Best rate of a bfloat16 product.
+        peak: Best rate of a bfloat16 product: the largest of the shapes' medians.
         peak_shape: Rows, inner size and columns of that product.
         load: Of the machine when it began (processes that wanted to run); near 0 where it was idle.
     """
@@ -78,20 +78,18 @@ class Speed:
 def matrix_operations(tower: Any, batch: int) -> int:
     """Count the operations in matrix products of a forward and an input gradient of open_clip's vision transformer.
 
-    What any implementation has to multiply: all tokens in all layers, one product for the patches.
+    What has to be multiplied for the embedding: one product for the patches, all tokens in all layers but the last, of
+    which only keys and values are needed of every token.
     """
     tokens, width = tower.positional_embedding.shape
     linear = (tokens - 1) * tower.conv1.weight.numel() + tower.proj.numel()
     attention = 0
-    for block in tower.transformer.resblocks:
-        weights = (
-            block.attn.in_proj_weight,
-            block.attn.out_proj.weight,
-            block.mlp.c_fc.weight,
-            block.mlp.c_proj.weight,
-        )
-        linear += tokens * sum(weight.numel() for weight in weights)
-        attention += 2 * tokens * tokens * width  # scores, and values mixed by them; the heads share the width
+    blocks = tower.transformer.resblocks
+    for block in blocks:
+        own = sum(w.numel() for w in (block.attn.out_proj.weight, block.mlp.c_fc.weight, block.mlp.c_proj.weight))
+        queries = 1 if block is blocks[-1] else tokens
+        linear += queries * (own + width * width) + tokens * 2 * width * width
+        attention += 2 * queries * tokens * width  # scores, and values mixed by them; the heads share the width
     # The gradient of a product with weights is one more product, that of a product of two activations two more.
     return int(2 * batch * (2 * linear + 3 * attention))
 
@@ -107,11 +105,18 @@ def product_shapes(tower: Any, batch: int) -> list[tuple[int, int, int]]:
 
 
 def product_rate(shape: tuple[int, int, int]) -> float:
-    """Measure the best rate of a bfloat16 product `[rows, inner] x [inner, columns]`, operations a second."""
+    """Measure the rate of a bfloat16 product `[rows, inner] x [inner, columns]`, operations a second."""
     rows, inner, columns = shape
     left, weight = torch.randn(rows, inner).bfloat16(), torch.randn(columns, inner).bfloat16()
-    seconds = min(_timed(lambda: F.linear(left, weight)) for _ in range(REPEATS))
-    return 2 * rows * inner * columns / seconds
+    operations = 2 * rows * inner * columns
+    repeats = max(1, round(OPERATIONS_A_ROUND / operations))
+    F.linear(left, weight)
+
+    def products() -> None:
+        for _ in range(repeats):
+            F.linear(left, weight)
+
+    return repeats * operations / _timed(products)
 
 
 def measure(model: CLIPModel, stock: nn.Module, *, batch: int = 32, rounds: int = 5) -> Speed:
@@ -148,18 +153,21 @@ def measure(model: CLIPModel, stock: nn.Module, *, batch: int = 32, rounds: int 
     runs = {"stock_float32": lambda: _gradient(embed_stock, pixels), "stock_autocast": run_autocast, "fast": run_fast}
     times: dict[str, list[float]] = {name: [] for name in runs}
     shapes = product_shapes(model.visual, batch)
-    rates = dict.fromkeys(shapes, 0.0)
+    rates: dict[tuple[int, int, int], list[float]] = {shape: [] for shape in shapes}
     for number in range(rounds + 1):
         for name, run in runs.items():
             seconds = _timed(run)
             if number:
                 times[name].append(seconds)
         for shape in shapes:
-            rates[shape] = max(rates[shape], product_rate(shape))
-    best = max(rates, key=lambda shape: rates[shape])
+            rate = product_rate(shape)
+            if number:
+                rates[shape].append(rate)
+    peaks = {shape: statistics.median(found) for shape, found in rates.items()}
+    best = max(peaks, key=lambda shape: peaks[shape])
     medians = {name: statistics.median(seconds) for name, seconds in times.items()}
     operations = matrix_operations(model.visual, batch)
-    return Speed(batch, rounds, **medians, operations=operations, peak=rates[best], peak_shape=best, load=load)
+    return Speed(batch, rounds, **medians, operations=operations, peak=peaks[best], peak_shape=best, load=load)
 
 
 def _gradient(embed: Callable[[Tensor], Tensor], pixels: Tensor) -> None:

@@ -337,7 +337,7 @@ def test_tiles_are_rounded_up_and_positive():
 def test_a_precision_that_the_model_lacks_is_refused():
     task = AffineTask(3, seed=0, samples=4)
     model = Free(task.classifier.logits)
-    with pytest.raises(ConfigError, match=r"Free computes in float32 only, asked for torch\.bfloat16"):
+    with pytest.raises(ConfigError, match=r"Free computes in float32 only, not torch\.bfloat16"):
         run_attack(
             PGD(),
             Misclassify(model, task.labels),
@@ -356,7 +356,7 @@ def test_probe_sees_rows_that_know_of_each_other():
     task = AffineTask(3, seed=0, samples=16)
     leaky = Free(lambda pixels: task.classifier.logits(pixels - pixels.mean(dim=0) * 1e-3))
     assert row_invariance(Misclassify(leaky, task.labels), task.pixels, DriverSettings()) > 1e-6
-    honest = Misclassify(task.classifier, task.labels)
+    honest = Misclassify(task.classifier, task.labels, loss="margin")
     assert row_invariance(honest, task.pixels, DriverSettings()) == 0
 
 

@@ -181,9 +181,10 @@ def test_float32_overrules_the_claims_of_a_coarse_search(compact):
     eager = run(Coarse(task.weight, task.bias, error=0.75), torch.bfloat16)
     assert torch.equal(eager.broken, exact.broken)
     assert torch.equal(eager.clean.broken, exact.clean.broken)
-    assert torch.equal(eager.adversarial[~exact.clean.broken], exact.adversarial[~exact.clean.broken])
-    assert torch.equal(eager.final.logits, exact.final.logits)
-    zero = task.labels == 0  # the others it calls safe too long
+    zero = task.labels == 0  # of the others it claims too little
+    won = zero & exact.broken
+    assert torch.equal(eager.adversarial[won], exact.adversarial[won])
+    torch.testing.assert_close(eager.final.logits[zero], exact.final.logits[zero], rtol=0, atol=1e-5)
     assert eager.false_claims[zero].sum() > 10
     assert (eager.false_claims[~zero] == 0).all()
     survivors = zero & ~exact.broken
@@ -360,7 +361,7 @@ def everything(module: nn.Module) -> dict[str, object]:
 def moody_task(fail_at: int | None = None) -> tuple[Moody, Misclassify, Tensor, list[str]]:
     module = Moody(fail_at)
     pixels = natural_like(20, 4)
-    return module, Misclassify(PythonClassifier(module), torch.arange(20) % 2), pixels, [str(i) for i in range(20)]
+    return module, Misclassify(Free(module), torch.arange(20) % 2), pixels, [str(i) for i in range(20)]
 
 
 @pytest.mark.parametrize("name", ATTACKS.names("image"))
@@ -369,8 +370,8 @@ def test_an_attack_leaves_no_trace(name):
     objective.classifier.train()
     module.body[2].eval()
     before, pixels_before = everything(objective.classifier), pixels.clone()
-    assert not before["modes"][4]
-    assert before["modes"][0]
+    assert True in before["modes"]
+    assert False in before["modes"]
     outcome = run_attack(ATTACKS.create(name), objective, pixels, keys, THREAT, seed=0)
     assert module.calls > 3
     assert everything(objective.classifier) == before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -11,12 +13,12 @@ from ironclip.methods.base import METHODS, Batch, ImageView, Pass, Views
 
 def cross_entropy(embedding, class_weights, labels, scale):
     """Mean over the batch of -log softmax(scale * cosine) at the label, in float64, row by row."""
-    total = 0.0
+    values = []
     for row, label in zip(embedding.double(), labels.tolist(), strict=True):
-        logits = [float(scale) * float(row @ weight) / float(row.norm() * weight.norm()) for weight in class_weights.double()]
+        logits = [scale * float(row @ weight) / float(row.norm() * weight.norm()) for weight in class_weights.double()]
         top = max(logits)
-        total += top + torch.tensor([z - top for z in logits], dtype=torch.float64).exp().sum().log().item() - logits[label]
-    return total / len(embedding)
+        values.append(top + math.log(math.fsum(math.exp(z - top) for z in logits)) - logits[label])
+    return sum(values) / len(values)
 
 
 def made_up(count=5, width=6, classes=4, dtype=torch.float64):

@@ -135,9 +135,7 @@ def test_reads_neither_labels_nor_texts(bench, monkeypatch):
 def test_teacher_computes_a_batch_once(bench, monkeypatch):
     one = bench("fare")
     calls, embed = [], type(one.model).embed_image
-    monkeypatch.setattr(
-        type(one.model), "embed_image", lambda self, pixels: calls.append(self) or embed(self, pixels)
-    )
+    monkeypatch.setattr(type(one.model), "embed_image", lambda self, pixels: calls.append(self) or embed(self, pixels))
     teacher, batch = one.trainer.teacher, one.batch
     first = teacher.embedding(batch)
     assert torch.equal(teacher.embedding(batch), first)

@@ -181,9 +181,7 @@ def test_model_is_left_in_eval_mode_also_after_a_failure(trainer, monkeypatch):
         raise RuntimeError("no")
 
     passes = Trainer._passes
-    monkeypatch.setattr(
-        Trainer, "_passes", lambda self, *a: modes.append(self.model.training) or passes(self, *a)
-    )
+    monkeypatch.setattr(Trainer, "_passes", lambda self, *a: modes.append(self.model.training) or passes(self, *a))
     monkeypatch.setattr(TECOA, "loss", fail)
     epoch, samples = first_batch(one)
     with pytest.raises(RuntimeError, match="no"):

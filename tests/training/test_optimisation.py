@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -41,7 +42,7 @@ def test_cosine_to_zero(step, share):
 def test_cosine_falls_from_the_first_step_without_warmup():
     rates = [learning_rate(step, 50, settings()) for step in range(50)]
     assert rates[0] == 1e-4
-    assert all(earlier > later for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(earlier > later for earlier, later in itertools.pairwise(rates))
     assert 0 < rates[-1] < 2e-3 * rates[0]
 
 
@@ -89,7 +90,9 @@ def test_adam_decays_by_l2_and_adamw_beside_the_gradient(decoupled):
 
 
 def test_the_two_decays_differ():
-    by_name = [updates(settings(optimiser=name, lr=0.1, weight_decay=0.5), 2.0, [0.3, -0.1]) for name in ("adam", "adamw")]
+    by_name = [
+        updates(settings(optimiser=name, lr=0.1, weight_decay=0.5), 2.0, [0.3, -0.1]) for name in ("adam", "adamw")
+    ]
     assert abs(by_name[0] - by_name[1]) > 1e-3
 
 

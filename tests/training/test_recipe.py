@@ -328,7 +328,9 @@ def test_validation_is_pgd_20_unless_given(content):
     assert (attack.name, attack.steps, attack.keep) == ("pgd", 20, "best")
 
 
-@pytest.mark.parametrize("lr", [0.002, pytest.param(3e-5, marks=pytest.mark.xfail(reason="JSON's 3e-05 is text in YAML"))])
+@pytest.mark.parametrize(
+    "lr", [0.002, pytest.param(3e-5, marks=pytest.mark.xfail(reason="JSON's 3e-05 is text in YAML"))]
+)
 def test_run_json_repeats_the_run(lr, recipe, tmp_path):
     first = recipe({"optimisation.lr": lr, "optimisation.betas": [0.8, 0.95], "seed": 5})
     record = {"command": "ironclip train x.yaml", "steps": 4, "recipe": first.model_dump(mode="json")}

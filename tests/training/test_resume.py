@@ -15,7 +15,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ironclip.errors import ResumeError
+from ironclip.errors import ResumeError, RunFailedError
 from ironclip.models.sources import load_model, save_model
 from ironclip.training import checkpoint, engine
 from ironclip.training.checkpoint import FILE, Progress, load_checkpoint, save_checkpoint
@@ -78,7 +78,6 @@ def assert_same_run(found, expected, log_of):
     wanted_metadata, wanted = checkpoint_of(expected)
     assert metadata == wanted_metadata
     assert set(tensors) == set(wanted)
-    assert any(name.startswith("optimiser.") for name in wanted)
     for name, value in wanted.items():
         assert torch.equal(tensors[name], value), name
     for name in ("model/open_clip_model.safetensors", "model/open_clip_config.json", "result.json"):
@@ -96,20 +95,16 @@ def assert_same_run(found, expected, log_of):
     ],
     ids=["adamw", "sgd", "sgd without momentum", "adam in parts"],
 )
-def test_a_run_that_broke_off_ends_as_if_it_had_not(changes, run, stop_before, log_of, monkeypatch):
+def test_a_run_that_broke_off_ends_as_if_it_had_not(changes, run, stop_before, log_of):
     straight = run("straight", changes)
     stop_before(8)  # the checkpoint is of step 6: two steps are done again
     with pytest.raises(StopError):
         run("stopped", changes)
-    assert [entry["step"] for entry in log_of(straight.parent / "stopped")][-1] == 8
+    assert log_of(straight.parent / "stopped")[-1]["step"] == 8
     stopped = run("stopped", changes)
-    if changes.get("optimisation.momentum") == 0.0:
-        monkeypatch.setitem(globals(), "_", None)
-        first, second = (load_file(out / "model" / "open_clip_model.safetensors") for out in (stopped, straight))
-        assert all(torch.equal(first[name], second[name]) for name in second)
-        assert log_of(stopped) == log_of(straight)
-    else:
-        assert_same_run(stopped, straight, log_of)
+    assert_same_run(stopped, straight, log_of)
+    has_state = any(name.startswith("optimiser.") for name in checkpoint_of(stopped)[1])
+    assert has_state == (changes.get("optimisation.momentum") != 0.0)
 
 
 def test_a_run_that_broke_off_before_its_first_checkpoint_begins_anew(run, stop_before, log_of):
@@ -211,7 +206,6 @@ def test_ctrl_c_writes_a_checkpoint(run, stop_before, tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from ironclip.evaluation import files
 from ironclip.training import engine
 from ironclip.training.recipe import load_recipe
 
@@ -241,7 +235,7 @@ engine.train(load_recipe(recipe), Path(out), data_root=data_root)
 @pytest.mark.parametrize(("how", "number", "code", "kept"), [("SIGTERM", 7, 143, 8), ("SIGKILL", 3, -9, 6)])
 def test_a_killed_process_goes_on(how, number, code, kept, run, content, data_root, log_of, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(content(LONG)))
+    path.write_text(yaml.safe_dump(content(LONG), sort_keys=False))
     root = Path(engine.__file__).parents[2]
     process = subprocess.run(
         [sys.executable, "-c", KILLED, path, tmp_path / "stopped", data_root, how, str(number)],
@@ -287,11 +281,17 @@ def test_other_weights_are_refused(run, tiny_clip, recipe, data_root, tmp_path):
         run("run", changes)
 
 
-def test_the_place_of_the_data_does_not_matter(run, data_root, tmp_path, monkeypatch):
+def test_the_place_of_the_data_does_not_matter(run, recipe, data_root, tmp_path, monkeypatch):
     out = run()
     (tmp_path / "moved").symlink_to(data_root)
     monkeypatch.setattr(Trainer, "step", lambda *_: pytest.fail("a step was done again"))
-    assert run(device="cpu", command=["other"], strict=True) == out
+    assert train(recipe(LONG), out, data_root=str(tmp_path / "moved"), command=["other"], strict=True) == out
+
+
+@pytest.mark.xfail(raises=ResumeError, reason="the key hashes sections as they are written, not what they say")
+def test_the_same_recipe_in_other_words_is_the_same_run(run):
+    run("run", {"method": {"name": "fare", "clean_weight": 0.3}})
+    run("run", {"method": {"clean_weight": 0.3, "name": "fare"}})
 
 
 @pytest.mark.parametrize("length", [0, 5, 200, -1])
@@ -321,10 +321,8 @@ def test_run_json_is_of_this_run(run, stop_before, tmp_path):
 
 
 @pytest.mark.xfail(reason="weights that are not finite replace the last good checkpoint")
-def test_weights_that_are_not_finite_replace_no_checkpoint(run, tmp_path, stop_before):
-    from ironclip.errors import RunFailedError
-
-    step = engine.Trainer.step
+def test_weights_that_are_not_finite_replace_no_checkpoint(run, tmp_path, monkeypatch):
+    step = Trainer.step
 
     def exploding(self, samples, epoch):
         logged = step(self, samples, epoch)
@@ -333,10 +331,9 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(run, tmp_path, stop_b
                 self.parameters["visual.proj"].fill_(torch.inf)  # as an optimiser leaves them that overflowed
         return logged
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.Trainer, "step", exploding)
-        with pytest.raises(RunFailedError):
-            run("run", {"select": "last"})
+    monkeypatch.setattr(Trainer, "step", exploding)
+    with pytest.raises(RunFailedError):
+        run("run", {"select": "last"})
     _, tensors = checkpoint_of(tmp_path / "run")
     assert all(torch.isfinite(value).all() for value in tensors.values())
 

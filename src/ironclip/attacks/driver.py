@@ -127,7 +127,7 @@ def run_attack(
         raise ValueRangeError(
             f"pixels are {pixels.dtype}, expected float32 in [0, 1].", "For 8-bit images use pixels / 255."
         )
-    low, high = (float(bound) for bound in torch.aminmax(pixels)) if pixels.numel() else (0.0, 0.0)
+    low, high = (float(bound) for bound in torch.aminmax(pixels.detach())) if pixels.numel() else (0.0, 0.0)
     if not (low >= 0 and high <= 1):
         raise ValueRangeError(
             f"pixels range from {low:.4g} to {high:.4g}, expected numbers in [0, 1].",
@@ -374,9 +374,10 @@ class _Run:
 def row_invariance(objective: Objective, pixels: Tensor, settings: DriverSettings) -> float:
     """Measure how much a row's value and input gradient depend on where it stands and who stands beside it.
 
-    The same rows are placed first, last and among strangers in tiles of 16, 32, 48, the run's own size and one granule
-    less, in float32 and in the precision of the search; the result is the largest absolute difference, infinite where
-    a number stands against a NaN. At 0 every tile gives the same bits, so tiles and compaction cannot matter.
+    The same 16 samples stand in tiles of 16, 32, 48, the run's own size and one granule less, all of them together and
+    each half by itself, in float32 and in the precision of the search, and every row is compared; the result is the
+    largest absolute difference, infinite where a number stands against a NaN. At 0 every tile gives the same bits, so
+    tiles and compaction cannot matter.
 
     Args:
         objective: The objective of at least `GRANULE` rows.
@@ -386,32 +387,30 @@ def row_invariance(objective: Objective, pixels: Tensor, settings: DriverSetting
     Raises:
         ShapeError: Fewer than 16 images.
     """
-    count = len(pixels)
-    if count < GRANULE:
-        raise ShapeError(f"{count} images to probe with.", f"Give at least {GRANULE}.")
-    pixels = pixels.to(objective.device)
-    probe = torch.tensor([0, 1, GRANULE // 2, GRANULE - 1])
+    if len(pixels) < GRANULE:
+        raise ShapeError(f"{len(pixels)} images to probe with.", f"Give at least {GRANULE}.")
+    pixels = pixels.detach()[:GRANULE].to(objective.device)
     sizes = {GRANULE, 2 * GRANULE, 3 * GRANULE, max(settings.tile - GRANULE, GRANULE), settings.tile}
-    strangers = torch.arange(max(sizes)) % count
+    half = GRANULE // 2
     layouts = []
     for size in sorted(sizes):
-        front = torch.cat([probe, strangers[: size - len(probe)]])
-        back = torch.cat([strangers.flip(0)[: size - len(probe)], probe])
-        layouts += [(front, torch.arange(len(probe))), (back, torch.arange(size - len(probe), size))]
+        places = torch.arange(size)
+        layouts += [places % GRANULE, places * 3 % half, half + places * 5 % half]
     worst = 0.0
     with untouched_random_state(), exact_float32(objective.device), frozen(objective.modules):
         for dtype in {settings.search_dtype, torch.float32}:
             with objective.computing(dtype):
-                found = [_probed(objective.take(rows), pixels[rows], places) for rows, places in layouts]
-            pairs = [pair for other in found[1:] for pair in zip(other, found[0], strict=True)]
-            worst = max(worst, *(_difference(a, b) for a, b in pairs))
+                reference, *others = (_probed(objective.take(rows), pixels[rows]) for rows in layouts)
+            for rows, found in zip(layouts[1:], others, strict=True):
+                pairs = zip(found, reference, strict=True)
+                worst = max(worst, *(_difference(part, expected[rows]) for part, expected in pairs))
     return worst
 
 
-def _probed(objective: Objective, pixels: Tensor, places: Tensor) -> list[Tensor]:
+def _probed(objective: Objective, pixels: Tensor) -> list[Tensor]:
     gradient, evaluation = input_gradient(objective, pixels)
     parts = [gradient, evaluation.value, evaluation.logits]
-    return [part[places] for part in parts if part is not None]
+    return [part for part in parts if part is not None]
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

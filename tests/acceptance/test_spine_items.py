@@ -1,0 +1,109 @@
+"""The items of the spine can fail: each is shown something that is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from acceptance.claims import Context
+from torch import nn
+
+from acceptance import spine, spine_errors, spine_exact, spine_losses, spine_resume
+from ironclip.attacks.driver import run_attack
+from ironclip.attacks.fgsm import FGSM
+from ironclip.attacks.objectives import Misclassify
+from ironclip.attacks.threat_model import ThreatModel
+
+
+def figures(item, tmp_path):
+    return {figure.claim: figure.value for figure in item.measure(Context(tmp_path, short=True))}
+
+
+def test_items_and_claims_have_names_of_their_own():
+    assert len({item.name for item in spine.ITEMS}) == len(spine.ITEMS)
+    for item in spine.ITEMS:
+        assert item.claims
+        assert len({claim.name for claim in item.claims}) == len(item.claims)
+
+
+@pytest.mark.parametrize("item", spine.ITEMS, ids=lambda item: item.name)
+def test_modules_of_an_item_exist(item):
+    assert [module for module in item.modules if find_spec(module) is None] == []
+
+
+def test_closed_forms_notice_an_attack_that_falls_short(tmp_path, monkeypatch):
+    for norm in ("linf", "l2"):
+        monkeypatch.setitem(spine_losses.CLOSED_FORMS, norm, (FGSM(rel_step_size=0.9),))
+    found = figures(spine_losses.closed_forms, tmp_path)
+    assert found["linf"] > 0
+    assert found["l2"] > 0
+
+
+def test_closed_forms_leave_some_images_robust_and_some_not():
+    for norm in ("linf", "l2"):
+        robust = torch.cat([spine_losses.made_up(norm, number).robust for number in range(8)])
+        assert 0.1 < robust.float().mean() < 0.9
+
+
+@pytest.fixture
+def outcome():
+    problem = spine_losses.made_up("linf", 0)
+    objective = Misclassify(problem.classifier, problem.labels)
+    keys = [str(index) for index in range(len(problem.pixels))]
+    return run_attack(FGSM(), objective, problem.pixels, keys, ThreatModel(eps="2/255"), seed=0)
+
+
+def test_differing_counts_flags_and_last_bits(outcome):
+    assert spine_exact.differing(outcome, outcome) == 0
+    nudged = outcome.adversarial.clone()
+    nudged[3, 0, 0, 0] = torch.nextafter(nudged[3, 0, 0, 0], torch.tensor(2.0))
+    flipped = outcome.broken.clone()
+    flipped[5] = ~flipped[5]
+    assert spine_exact.differing(outcome, replace(outcome, adversarial=nudged)) == 1
+    assert spine_exact.differing(outcome, replace(outcome, adversarial=nudged, broken=flipped)) == 2
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda model: model.train(),
+        lambda model: model[0].requires_grad_(False),
+        lambda model: setattr(model[0].weight, "grad", torch.ones(2, 2)),
+        lambda model: model[0].weight.data.add_(1e-3),
+    ],
+    ids=["mode", "requires_grad", "grad", "value"],
+)
+def test_hygiene_sees_what_an_attack_left_behind(touch):
+    model = nn.Sequential(nn.Linear(2, 2)).eval()
+    before = spine_exact._model_state(model)
+    assert spine_exact._model_state(model) == before
+    touch(model)
+    assert spine_exact._model_state(model) != before
+
+
+@pytest.mark.parametrize(
+    ("answer", "faults"),
+    [
+        (spine_errors.Answer(2, "Error: eps is 4\nWrite 4/255."), 0),
+        (spine_errors.Answer(0, "Error: eps is 4\nWrite 4/255."), 1),
+        (spine_errors.Answer(2, "Error: something\nWrite 4/255."), 1),
+        (spine_errors.Answer(2, "Error: eps is 4\nThink again."), 1),
+        (spine_errors.Answer(1, "Traceback (most recent call last):\nValueError: eps is 4"), 3),
+        (spine_errors.Answer(0, ""), 3),
+    ],
+)
+def test_errors_counts_faults_of_an_answer(tmp_path, monkeypatch, answer, faults):
+    mistake = spine_errors.Mistake("made up", lambda folder: answer, "eps is 4", "4/255")
+    monkeypatch.setattr(spine_errors, "MISTAKES", {"one": mistake})
+    monkeypatch.setattr(spine_errors, "_set_the_stage", lambda folder: None)
+    assert figures(spine_errors.errors, tmp_path) == {"one": faults}
+
+
+def test_a_line_of_the_log_counts_once_it_is_whole(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text(
+        '{"step": 1, "loss": 0.5}\n{"step": 1, "validation": {}}\n{"step": 2, "loss": 0.25}\n{"step": 3, "lo'
+    )
+    assert spine_resume._losses(log) == {1: 0.5, 2: 0.25}
