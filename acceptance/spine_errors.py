@@ -33,7 +33,9 @@ from ironclip.models.sources import load_classifier
     modules=["ironclip.cli", "ironclip.cli.app", "acceptance.command_line"],
 )
 def help_time(context: Context) -> Iterator[Figure]:
-    commands = {"help": [*IRONCLIP, "--help"], "torch": [sys.executable, "-c", "import torch"]}
+    script = Path(sys.executable).with_name("ironclip")
+    ours = [str(script)] if script.is_file() else [*IRONCLIP]
+    commands = {"help": [*ours, "--help"], "torch": [sys.executable, "-c", "import torch"]}
     times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(5):
         for name, command in commands.items():

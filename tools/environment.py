@@ -67,8 +67,9 @@ def install(place: Path) -> None:
 
 def point_here(place: Path) -> None:
     """Make `ironclip` in the environment run this clone: several clones may share the environment."""
-    pointers = list(place.glob("lib/python*/site-packages/_ironclip.pth"))
-    if [Path(pointer.read_text().strip()) for pointer in pointers] != [ROOT / "src"]:
+    # Where pip notes what an installation came from (PEP 610).
+    notes = place.glob("lib/python*/site-packages/ironclip-*.dist-info/direct_url.json")
+    if [json.loads(note.read_text())["url"] for note in notes] != [ROOT.as_uri()]:
         pip(place, "install", "--no-build-isolation", "--no-deps", "-e", ".")
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from acceptance.claims import Context
 from torch import nn
 
-from acceptance import spine, spine_errors, spine_exact, spine_losses, spine_resume
+from acceptance import spine, spine_clone, spine_errors, spine_exact, spine_losses, spine_resume, store
 from ironclip.attacks.driver import run_attack
 from ironclip.attacks.fgsm import FGSM
 from ironclip.attacks.objectives import Misclassify
@@ -107,3 +109,27 @@ def test_a_line_of_the_log_counts_once_it_is_whole(tmp_path):
         '{"step": 1, "loss": 0.5}\n{"step": 1, "validation": {}}\n{"step": 2, "loss": 0.25}\n{"step": 3, "lo'
     )
     assert spine_resume._losses(log) == {1: 0.5, 2: 0.25}
+
+
+@pytest.mark.parametrize(("recipe", "exits"), [("@echo 7 passed", {0.0}), ("@echo 1 failed; exit 1", {2.0})])
+def test_a_clone_runs_make_test_twice_with_an_environment_of_its_own(tmp_path, monkeypatch, recipe, exits):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.example", *words], cwd=origin, check=True)
+
+    origin = tmp_path / "origin"
+    (origin / ".ci").mkdir(parents=True)
+    (origin / ".ci" / "run").write_text("#!/bin/sh\nmake test\n")
+    (origin / "Makefile").write_text(f'test:\n\t@echo "$$HOME $$IRONCLIP_VENV" >> {tmp_path}/places\n\t{recipe}\n')
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    (origin / "Makefile").write_text("test:\n\t@false\n")  # not committed, so not cloned
+    for module in (spine_clone, store):
+        monkeypatch.setattr(module, "ROOT", origin)
+    found = {figure.claim: figure for figure in spine_clone.fresh_clone.measure(Context(tmp_path))}
+    assert {found["first"].value, found["again"].value} == exits
+    assert recipe.split("echo ")[1].partition(";")[0] in found["first"].shown
+    assert found["ci"].value == 1
+    first, second = (tmp_path / "places").read_text().splitlines()
+    assert first == second
+    assert str(Path.home()) not in first.split()

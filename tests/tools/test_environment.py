@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 
@@ -33,9 +34,9 @@ def environment(tmp_path, monkeypatch):
         module.calls.append(arguments)
         if module.interrupted:
             raise KeyboardInterrupt
-        packages = place / "lib" / "python3" / "site-packages"
-        packages.mkdir(parents=True, exist_ok=True)
-        (packages / "_ironclip.pth").write_text(f"{module.ROOT / 'src'}\n")
+        note = place / "lib" / "python3" / "site-packages" / "ironclip-0.1.0.dist-info" / "direct_url.json"
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps({"dir_info": {"editable": True}, "url": module.ROOT.as_uri()}))
 
     module.calls, module.interrupted = [], False
     monkeypatch.setattr(module.venv.EnvBuilder, "create", create)

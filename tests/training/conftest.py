@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ironclip.models.clip import CLIPModel, tokenizer_for
 from ironclip.models.sources import save_model
-from ironclip.training.engine import Trainer, prepare
+from ironclip.training.engine import Trainer, prepare, train
 from ironclip.training.recipe import Recipe, check_recipe
 from made_up_shards import labelled, write_shard
 
@@ -97,6 +97,18 @@ def trainer(recipe: Callable[..., Recipe], data_root: Path) -> Callable[..., Tra
 
     def make(changes: dict[str, Any] | None = None, *, limit: int | None = None, strict: bool = False) -> Trainer:
         return prepare(recipe(changes), device="cpu", data_root=str(data_root), limit_to=limit, strict=strict)
+
+    return make
+
+
+@pytest.fixture
+def run(recipe: Callable[..., Recipe], data_root: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Train that recipe and return the run folder."""
+
+    def make(
+        changes: dict[str, Any] | None = None, *, out: str = "run", root: Path = data_root, **options: Any
+    ) -> Path:
+        return train(recipe(changes), tmp_path / out, data_root=str(root), **options)
 
     return make
 
