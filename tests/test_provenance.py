@@ -116,13 +116,11 @@ def test_a_docstring_alone_is_a_body(sha256):
     assert sha256(MAIN.replace("    return helped(question) + 1\n", "")) != sha256()
 
 
-@pytest.mark.xfail(reason="only first statements are taken for docstrings, not the one below a constant")
 def test_the_docstring_of_a_constant_does_not_count(sha256):
     constant = HELPER + '\n\nLIMIT = 3\n"""So many."""\n'
     assert sha256(helper=constant) == sha256(helper=constant.replace("So many.", "No more than these."))
 
 
-@pytest.mark.xfail(reason="the __init__ of a package runs with every module of it and is not in the closure")
 def test_the_package_of_a_module_counts(sha256, tmp_path):
     package = tmp_path / "made_up_package"
     package.mkdir()

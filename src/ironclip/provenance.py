@@ -53,9 +53,12 @@ def _closure(modules: Sequence[str]) -> dict[str, str]:
         file = _file_of(name)
         if file is None:
             continue
-        tree = ast.parse(file.read_text())
-        found[name] = ast.dump(_without_docstrings(tree))
-        waiting += [imported for imported in _imports(tree) if imported.split(".")[0] == "ironclip"]
+        tree = _without_docstrings(ast.parse(file.read_text()))
+        found[name] = ast.dump(tree)
+        waiting += _imports(tree)
+        package = name.rpartition(".")[0]
+        if package:
+            waiting.append(package)  # its __init__ runs first
     return found
 
 
@@ -86,13 +89,14 @@ def _exists(name: str) -> bool:
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """Drop what does not run: texts that stand by themselves, and imports for the type checker."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
+            node.body = [statement for statement in node.body if not _is_idle(statement)] or [ast.Pass()]
     return tree
+
+
+def _is_idle(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.If):
+        return isinstance(statement.test, ast.Name) and statement.test.id == "TYPE_CHECKING"
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

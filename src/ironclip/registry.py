@@ -6,6 +6,7 @@ file needs no list to be edited.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
@@ -97,8 +98,10 @@ def build(cls: type[T], options: Mapping[str, Any], *, where: str) -> T:
         ConfigError: With one line a problem: where, what was given, what was expected.
         IronClipError: What the class itself raises when it checks its settings.
     """
-    fields = getattr(cls, "__dataclass_fields__", None) or getattr(cls, "model_fields", {})
-    known = [name for name, field in fields.items() if getattr(field, "init", True) is not False]
+    if dataclasses.is_dataclass(cls):
+        known = [field.name for field in dataclasses.fields(cls) if field.init]
+    else:
+        known = list(getattr(cls, "model_fields", ()))
     unknown = [key for key in options if key not in known]
     if unknown:
         lines = [f'{where}: unknown key "{key}".{did_you_mean(key, known)}' for key in unknown]

@@ -95,8 +95,8 @@ def recipe(content: Callable[..., dict[str, Any]]) -> Callable[..., Recipe]:
 def trainer(recipe: Callable[..., Recipe], data_root: Path) -> Callable[..., Trainer]:
     """Prepare a trainer for that recipe."""
 
-    def make(changes: dict[str, Any] | None = None, *, limit: int | None = None, strict: bool = False) -> Trainer:
-        return prepare(recipe(changes), device="cpu", data_root=str(data_root), limit_to=limit, strict=strict)
+    def make(changes: dict[str, Any] | None = None, *, strict: bool = False) -> Trainer:
+        return prepare(recipe(changes), device="cpu", data_root=str(data_root), strict=strict)
 
     return make
 
@@ -105,10 +105,9 @@ def trainer(recipe: Callable[..., Recipe], data_root: Path) -> Callable[..., Tra
 def run(recipe: Callable[..., Recipe], data_root: Path, tmp_path: Path) -> Callable[..., Path]:
     """Train that recipe and return the run folder."""
 
-    def make(
-        changes: dict[str, Any] | None = None, *, out: str = "run", root: Path = data_root, **options: Any
-    ) -> Path:
-        return train(recipe(changes), tmp_path / out, data_root=str(root), **options)
+    def make(changes: dict[str, Any] | None = None, *, out: str = "run", **options: Any) -> Path:
+        options["data_root"] = str(options.get("data_root", data_root))
+        return train(recipe(changes), tmp_path / out, **options)
 
     return make
 

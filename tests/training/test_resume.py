@@ -184,7 +184,6 @@ def test_sigterm_writes_a_checkpoint_and_puts_handlers_back(run, stop_before, lo
 
 
 @pytest.mark.usefixtures("harmless_sigterm")
-@pytest.mark.xfail(reason="the signal is looked at twice: one between the two looks ends the run without a checkpoint")
 def test_sigterm_while_progress_is_shown_writes_a_checkpoint_too(run, tmp_path):
     def show(progress):
         if progress.step == 5:
@@ -195,7 +194,6 @@ def test_sigterm_while_progress_is_shown_writes_a_checkpoint_too(run, tmp_path):
     assert json.loads(checkpoint_of(tmp_path / "stopped")[0]["progress"])["step"] >= 5
 
 
-@pytest.mark.xfail(reason="only SIGTERM writes a checkpoint, Ctrl-C does not")
 def test_ctrl_c_writes_a_checkpoint(run, stop_before, tmp_path):
     stop_before(5, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -288,7 +286,6 @@ def test_the_place_of_the_data_does_not_matter(run, recipe, data_root, tmp_path,
     assert train(recipe(LONG), out, data_root=str(tmp_path / "moved"), command=["other"], strict=True) == out
 
 
-@pytest.mark.xfail(raises=ResumeError, reason="the key hashes sections as they are written, not what they say")
 def test_the_same_recipe_in_other_words_is_the_same_run(run):
     run("run", {"method": {"name": "fare", "clean_weight": 0.3}})
     run("run", {"method": {"clean_weight": 0.3, "name": "fare"}})
@@ -303,7 +300,6 @@ def test_a_truncated_checkpoint_is_refused(length, run):
     assert "Delete the run folder" in caught.value.remedy
 
 
-@pytest.mark.xfail(raises=AttributeError, reason="safe_open(...).metadata() is None in a file without metadata")
 def test_a_file_of_another_kind_is_refused(run, tmp_path):
     (tmp_path / "run").mkdir()
     save_file({"a": torch.zeros(1)}, tmp_path / "run" / FILE)
@@ -311,7 +307,6 @@ def test_a_file_of_another_kind_is_refused(run, tmp_path):
         run()
 
 
-@pytest.mark.xfail(reason="run.json is kept from an earlier run that left no checkpoint")
 def test_run_json_is_of_this_run(run, stop_before, tmp_path):
     stop_before(1)
     with pytest.raises(StopError):
@@ -320,7 +315,6 @@ def test_run_json_is_of_this_run(run, stop_before, tmp_path):
     assert json.loads((out / "run.json").read_text())["recipe"]["seed"] == 6
 
 
-@pytest.mark.xfail(reason="weights that are not finite replace the last good checkpoint")
 def test_weights_that_are_not_finite_replace_no_checkpoint(run, tmp_path, monkeypatch):
     step = Trainer.step
 

@@ -142,13 +142,11 @@ def test_select_last_takes_the_last(run, monkeypatch):
     assert all(torch.equal(saved[name], value) for name, value in kept[3].items())
 
 
-@pytest.mark.xfail(reason="without held-out samples `select: best` is silently `last`")
 def test_select_best_needs_held_out_samples(run):
     with pytest.raises(ConfigError, match="select"):
         run({"select": "best", "data.hold_out": 0})
 
 
-@pytest.mark.xfail(reason="--limit is in the command only")
 def test_the_record_holds_the_limit(run):
     out = run(limit=20)
     assert json.loads((out / "run.json").read_text())["recipe"]["data"]["limit"] == 20

@@ -11,12 +11,15 @@ import functools
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from ironclip.errors import DataError
 
 # Suffix to Pillow's format. A closed list: Pillow would also open PostScript, and run an interpreter on it.
 FORMATS = {
@@ -128,3 +131,19 @@ def to_pixels(image: Image.Image, resizing: Resizing | None = None) -> Tensor:
         rgb = resizing(rgb)
     levels = np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.height, rgb.width, 3).transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(levels, dtype=np.float32) / np.float32(255))
+
+
+def stack_images(images: Sequence[Tensor], source: str) -> Tensor:
+    """Join images `[3, H, W]` into a batch `[B, 3, H, W]`.
+
+    Raises:
+        DataError: Their sizes differ.
+    """
+    sizes = {tuple(image.shape[1:]) for image in images}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{height}x{width}" for height, width in sorted(sizes)[:3])
+        raise DataError(
+            f"{source} holds images of several sizes ({shown}), which one batch cannot.",
+            "Give them one size in the source: ?size=224 (crops) or ?resize=32 (squeezes).",
+        )
+    return torch.stack(list(images))

@@ -21,6 +21,7 @@ from ironclip.attacks.objectives import Misclassify, loss_used, predict
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.data.classes import class_groups, colliding_names, words_sha256
 from ironclip.data.contract import Dataset, Sample
+from ironclip.data.images import stack_images
 from ironclip.data.order import epoch_order, limit, read_batches, shard
 from ironclip.errors import ConfigError, DataError
 from ironclip.evaluation.records import (
@@ -168,12 +169,7 @@ class _Unit:
     def acting(self, samples: Sequence[Sample]) -> Tensor:
         """Return the images on which the adversary acts, `[N, 3, H, W]`."""
         images = [acting_pixels(sample.pixels, self.task.classifier, self.threat) for sample in samples]
-        if len({tuple(image.shape) for image in images}) > 1:
-            raise DataError(
-                f"{self.task.info.name} holds images of different sizes, which one tile cannot.",
-                "Give them one size in the source (?size=224 or ?resize=32).",
-            )
-        return torch.stack(images)
+        return stack_images(images, self.task.info.name)
 
     def rows(self, samples: Sequence[Sample], outcome: Outcome) -> list[dict[str, Any]]:
         """Turn an outcome into rows of the store's schema; margins are positive where the answer is right."""

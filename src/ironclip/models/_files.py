@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +17,6 @@ from huggingface_hub.errors import (
 )
 
 from ironclip.errors import ConfigError, WeightsError
-
-logger = logging.getLogger(__name__)
 
 # A pointer of git-LFS has these two lines first; the real file has to be fetched with git lfs pull.
 _LFS_POINTER = re.compile(rb"version \S*git-lfs\S*\s+oid sha256:")

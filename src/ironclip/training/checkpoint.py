@@ -84,7 +84,7 @@ def load_checkpoint(
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            record = file.metadata()
+            record = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except (SafetensorError, OSError) as error:
         raise ResumeError(f"{path} cannot be read: {error}", "Delete the run folder to begin anew.") from None

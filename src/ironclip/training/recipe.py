@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import pydantic
 import yaml
 from pydantic import ConfigDict, Field
 
 from ironclip.attacks.base import ATTACKS, Attack
-from ironclip.attacks.threat_model import ThreatModel
+from ironclip.attacks.threat_model import ThreatModel, parse_eps
 from ironclip.errors import ConfigError, IronClipError, did_you_mean
 from ironclip.methods.base import METHODS, Method
 from ironclip.registry import Registry, build, explain
@@ -20,6 +22,7 @@ T = TypeVar("T")
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataSection(pydantic.BaseModel):
@@ -68,8 +71,8 @@ class OptimisationSection(pydantic.BaseModel):
     model_config = _STRICT
     optimiser: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: Annotated[float, Field(gt=0)]
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    betas: tuple[float, float] = (0.9, 0.999)
+    momentum: Share = 0.9
+    betas: tuple[Share, Share] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
@@ -167,6 +170,26 @@ class Recipe(pydantic.BaseModel):
     select: Literal["last", "best"] = "last"
     seed: int = 0
 
+    @pydantic.model_validator(mode="after")
+    def _something_to_select_by(self) -> Recipe:
+        if self.select == "best" and not self.data.hold_out:
+            raise ValueError("select: best needs held-out samples to judge by; set data.hold_out")
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Return everything that decides the result, with the defaults of method, attacks and threat written out.
+
+        Two recipes that say the same in other words are equal here; title and rhythm of checkpoints are left out.
+        """
+        threat = dataclasses.asdict(self.build_threat()) | {"eps": str(parse_eps(self.build_threat().eps, "l2"))}
+        return self.model_dump(mode="json", exclude={"title", "checkpoint"}) | {
+            "method": {"name": self.build_method().name, **_settings(self.build_method())},
+            "attack": {"name": self.build_attack().name, **_settings(self.build_attack())},
+            "threat": threat,
+            "validation": self.validation.model_dump(mode="json", exclude={"attack"})
+            | {"attack": {"name": self.build_validation_attack().name, **_settings(self.build_validation_attack())}},
+        }
+
     def build_method(self) -> Method:
         """Return the method with its settings."""
         return _named(self.method, "method", METHODS)
@@ -182,6 +205,10 @@ class Recipe(pydantic.BaseModel):
     def build_threat(self) -> ThreatModel:
         """Return the training adversary's game."""
         return build(ThreatModel, self.threat, where="threat")
+
+
+def _settings(built: Any) -> dict[str, Any]:
+    return dataclasses.asdict(built)  # every method and attack is a dataclass
 
 
 def _named(section: dict[str, Any], where: str, registry: Registry[T]) -> T:
@@ -204,12 +231,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"there is no recipe {file}.", "Give the path of a YAML file; recipes/ holds examples.")
-    try:
-        content = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = f" near line {line + 1}" if line is not None else ""
-        raise ConfigError(f"{file} is not YAML{place}.", "Mend the file; indent with spaces.") from None
+    content = _read(file)
     if isinstance(content, dict) and isinstance(content.get("recipe"), dict) and "command" in content:
         content = content["recipe"]
     if not isinstance(content, dict):
@@ -219,15 +241,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     return check_recipe(content)
 
 
+def _read(file: Path) -> Any:
+    try:
+        # JSON is not quite YAML: its 3e-05 is a number.
+        return json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file} is not JSON: line {error.lineno}.", "Give the run.json of a run.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        place = f" near line {line + 1}" if line is not None else ""
+        raise ConfigError(f"{file} is not YAML{place}.", "Mend the file; indent with spaces.") from None
+
+
 def check_recipe(content: dict[str, Any]) -> Recipe:
     """Check the content of a recipe; raises as `load_recipe`."""
-    problems = _unknown_keys(content, Recipe, "")
+    known, problems = _known_keys(content, Recipe, "")
     recipe: Recipe | None = None
-    if not problems:
-        try:
-            recipe = Recipe.model_validate(content)
-        except pydantic.ValidationError as error:
-            problems.append(explain(error, "recipe"))
+    try:
+        recipe = Recipe.model_validate(known)
+    except pydantic.ValidationError as error:
+        problems.append(explain(error, "recipe"))
     if recipe is not None:
         for make in (recipe.build_method, recipe.build_threat, recipe.build_attack, recipe.build_validation_attack):
             try:
@@ -243,16 +276,22 @@ def check_recipe(content: dict[str, Any]) -> Recipe:
     return recipe
 
 
-def _unknown_keys(content: dict[str, Any], model: type[pydantic.BaseModel], prefix: str) -> list[str]:
-    problems = []
+def _known_keys(
+    content: dict[str, Any], model: type[pydantic.BaseModel], prefix: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the content without unknown keys, and a line for each of these."""
+    known, problems = {}, []
     for key, value in content.items():
         if key not in model.model_fields:
             problems.append(f'unknown key "{prefix}{key}".{did_you_mean(str(key), model.model_fields)}')
             continue
-        section = model.model_fields[key].annotation
-        if isinstance(section, type) and issubclass(section, pydantic.BaseModel) and isinstance(value, dict):
-            problems += _unknown_keys(value, section, f"{prefix}{key}.")
-    return problems
+        known[key] = value
+        annotation = model.model_fields[key].annotation
+        for section in (annotation, *get_args(annotation)):
+            if isinstance(section, type) and issubclass(section, pydantic.BaseModel) and isinstance(value, dict):
+                known[key], more = _known_keys(value, section, f"{prefix}{key}.")
+                problems += more
+    return known, problems
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -267,11 +306,16 @@ def _override(content: dict[str, Any], override: str) -> None:
             raise ConfigError(
                 f'--set "{override}": {parent} is no section.', "Give the path of a value, such as data.train."
             )
-    section[last] = _number(yaml.safe_load(text))
+    try:
+        section[last] = _number(yaml.safe_load(text))
+    except yaml.YAMLError:
+        raise ConfigError(f'--set "{override}": {text} is not YAML.', "Close brackets and quotes.") from None
 
 
 def _number(value: Any) -> Any:
     """Read `1e-4` as people mean it: YAML takes it for text, since it has no dot."""
+    if isinstance(value, list):
+        return [_number(entry) for entry in value]
     if isinstance(value, str):
         try:
             return float(value) if "e" in value.lower() else value

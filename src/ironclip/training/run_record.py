@@ -14,17 +14,17 @@ from ironclip.files import write_atomically
 from ironclip.provenance import source_sha256, versions
 
 if TYPE_CHECKING:
-    from ironclip.training.engine import Trainer
+    from ironclip.training.trainer import Trainer
 
 
 def run_key(trainer: Trainer) -> str:
     """Hash what decides the result: recipe, samples and weights. Not the machine, not the place."""
-    parts = [trainer.recipe.model_dump_json(), trainer.data.fingerprint, trainer.model.spec.sha256]
+    parts = [json.dumps(trainer.recipe.resolved(), sort_keys=True), trainer.data.fingerprint, trainer.model.spec.sha256]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def write_record(out: Path, trainer: Trainer, *, command: Sequence[str], device: str) -> tuple[dict[str, Any], str]:
-    """Write run.json unless it is there from an earlier sitting; return it and the run's key."""
+def write_record(out: Path, trainer: Trainer, *, command: Sequence[str], device: str) -> None:
+    """Write run.json; on a resume it stays as the first sitting wrote it."""
     method, attack = type(trainer.method).__module__, type(trainer.attack).__module__
     record: dict[str, Any] = {
         "command": shlex.join(command),
@@ -46,11 +46,9 @@ def write_record(out: Path, trainer: Trainer, *, command: Sequence[str], device:
         },
         "steps": trainer.steps,
         "recipe": trainer.recipe.model_dump(mode="json"),
+        "resolved": trainer.recipe.resolved(),
     }
-    key = run_key(trainer)
-    if not (out / "run.json").exists():
-        write_atomically(out / "run.json", json.dumps(record, indent=1).encode())
-    return record, key
+    write_atomically(out / "run.json", json.dumps(record, indent=1).encode())
 
 
 class RunLog:
@@ -58,15 +56,18 @@ class RunLog:
 
     def __init__(self, out: Path, step: int) -> None:
         self.path = out / "log.jsonl"
-        kept = []
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
+        kept: list[str] = []
+        written = self.path.read_text() if self.path.exists() else ""
+        if written:
+            for line in written.splitlines():
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line)
                 except json.JSONDecodeError:
                     break  # the line that a kill cut off
-        write_atomically(self.path, "".join(f"{line}\n" for line in kept).encode())
+        content = "".join(f"{line}\n" for line in kept)
+        if content != written or not self.path.exists():
+            write_atomically(self.path, content.encode())
 
     def write(self, entry: Mapping[str, Any]) -> None:
         """Append one line."""

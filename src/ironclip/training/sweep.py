@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ironclip.errors import ConfigError
+from ironclip.errors import ConfigError, RunFailedError
 from ironclip.files import write_atomically
 from ironclip.training.recipe import Recipe
 
@@ -40,19 +40,30 @@ def trials(recipe: Recipe) -> dict[str, Recipe]:
 
 
 def choose(recipe: Recipe, out: Path, run: Callable[[Recipe, Path], object]) -> Recipe:
-    """Run the trials that are not done yet, and return the recipe with the best learning rate and without sweep.
+    """Run the trials, and return the recipe with the best learning rate and without sweep.
 
     Args:
         recipe: With a sweep.
         out: Trials go to `out/sweep/lr=…`, the verdict to `out/sweep/result.json`.
-        run: Runs one recipe into one folder; resumes by itself.
+        run: Runs one recipe into one folder; goes on by itself, and does nothing where that run is complete.
+
+    Raises:
+        RunFailedError: No learning rate came to an end.
     """
     found: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
     for name, trial in trials(recipe).items():
         folder = out / "sweep" / name
-        if not (folder / "result.json").exists():
+        try:
             run(trial, folder)
+        except RunFailedError as error:
+            failed[name] = error.problem  # a rate that diverges has lost
+            continue
         found[name] = {"lr": trial.optimisation.lr, **_last_validation(folder)}
+    if not found:
+        raise RunFailedError(
+            f"every learning rate of the sweep failed: {'; '.join(failed.values())}", "Try smaller ones."
+        )
     # Robust accuracy decides; the embedding metric where there are no labels. Equal ones: the smaller rate.
     metric = (
         "embedding_cosine"
@@ -60,7 +71,7 @@ def choose(recipe: Recipe, out: Path, run: Callable[[Recipe, Path], object]) -> 
         else "robust_accuracy"
     )
     best = max(found.values(), key=lambda trial: (trial[metric], -trial["lr"]))
-    verdict = {"metric": metric, "chosen": best["lr"], "trials": found}
+    verdict = {"metric": metric, "chosen": best["lr"], "trials": found, "failed": failed}
     write_atomically(out / "sweep" / "result.json", json.dumps(verdict, indent=1).encode())
     optimisation = recipe.optimisation.model_copy(update={"lr": best["lr"]})
     return recipe.model_copy(update={"sweep": None, "optimisation": optimisation})

@@ -1,0 +1,261 @@
+"""Trainer: what one optimiser step is, for every method: adversaries, views, loss, gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ironclip.attacks.base import Attack
+from ironclip.attacks.objectives import is_correct
+from ironclip.data.contract import Dataset, Sample
+from ironclip.data.images import stack_images
+from ironclip.data.order import epoch_order, read_batches
+from ironclip.errors import ConfigError, DataError
+from ironclip.methods.base import Batch, ImageView, Method, Pass, Teacher, TextView, Views
+from ironclip.models.clip import CLIPModel
+from ironclip.models.tuning import Tunable
+from ironclip.models.zero_shot import encode_classes
+from ironclip.randomness import SampleRandom
+from ironclip.training.checkpoint import Progress
+from ironclip.training.optimisation import learning_rate
+from ironclip.training.recipe import Recipe
+from ironclip.training.validation import HeldOut, Validation, validate
+
+
+@dataclass
+class Trainer:
+    """A run with everything that a step needs. Made by `setup.prepare`, driven by `engine.train`.
+
+    Attributes:
+        recipe: The run, whole.
+        method: What is minimised.
+        attack: The training attack.
+        model: The student.
+        teacher: The frozen original.
+        data: The samples that are trained on.
+        held_out: Those that are not, None where the recipe holds out none.
+        prompts: Class names and templates, None where the method reads no classes and there are none.
+        parameters: The tuned parameters by name.
+        optimiser: Over these.
+        class_weights: Of the prompts, once they are encoded.
+        progress: Where the run stands.
+        unreadable: Held-out samples that could not be read, with the reason.
+    """
+
+    recipe: Recipe
+    method: Method
+    attack: Attack
+    model: CLIPModel
+    teacher: Teacher
+    data: Dataset
+    held_out: HeldOut | None
+    prompts: tuple[Sequence[str], Sequence[str]] | None
+    parameters: dict[str, nn.Parameter]
+    optimiser: torch.optim.Optimizer
+    class_weights: Tensor | None = None
+    progress: Progress = field(default_factory=Progress)
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of the passes through the model."""
+        return torch.bfloat16 if self.recipe.optimisation.precision == "bf16" else torch.float32
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one pass over the data; the last may be smaller."""
+        return -(-len(self.data) // self.recipe.optimisation.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        settings = self.recipe.optimisation
+        return settings.steps if settings.steps is not None else (settings.epochs or 1) * self.steps_per_epoch
+
+    def batches(self, strict: bool) -> Iterator[tuple[int, list[Sample]]]:
+        """Yield (epoch, samples) from the current step on; a function of seed, epoch and keys."""
+        size, per_epoch = self.recipe.optimisation.batch_size, self.steps_per_epoch
+        first = self.progress.step
+        for epoch in range(first // per_epoch, -(-self.steps // per_epoch)):
+            order = epoch_order(self.data.keys, self.recipe.seed, epoch)
+            begin = (first - epoch * per_epoch) * size if epoch == first // per_epoch else 0
+            batches = read_batches(self.data, order[begin:], size, strict=strict, unreadable=self.progress.unreadable)
+            for samples in batches:
+                yield epoch, samples
+
+    def step(self, samples: Sequence[Sample], epoch: int) -> dict[str, float]:
+        """Do one optimiser step, and return what is logged of it.
+
+        A step whose loss or gradient is not finite changes nothing and is counted.
+        """
+        settings, progress = self.recipe.optimisation, self.progress
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(progress.step, self.steps, settings)
+        self.optimiser.zero_grad(set_to_none=True)
+        logged: dict[str, float] = {"lr": self.optimiser.param_groups[0]["lr"], "loss": 0.0}
+        for part in _split(samples, settings.accumulate):
+            share = len(part) / len(samples)
+            terms, accuracy = self._losses(self._batch(part), epoch)
+            total = torch.stack(list(terms.values())).sum()
+            (total * share).backward()
+            for name, term in {**terms, "loss": total}.items():
+                logged[name] = logged.get(name, 0.0) + float(term.detach()) * share
+            for name, value in accuracy.items():
+                logged[name] = logged.get(name, 0.0) + value * share
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        logged["gradient_norm"] = float(norm)
+        if torch.isfinite(norm) and math.isfinite(logged["loss"]):
+            if settings.clip_norm is not None:
+                nn.utils.clip_grads_with_norm_(list(self.parameters.values()), settings.clip_norm, norm)
+            self.optimiser.step()
+            progress.skipped_in_a_row = 0
+        else:
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
+        self.optimiser.zero_grad(set_to_none=True)
+        progress.step += 1
+        progress.images += len(samples)
+        return logged
+
+    def pass_over(self) -> dict[str, float]:
+        """Count a step of which no sample could be read."""
+        self.progress.step += 1
+        self.progress.skipped += 1
+        return {"loss": float("nan")}
+
+    def _batch(self, samples: Sequence[Sample]) -> Batch:
+        labels = [sample.label for sample in samples if sample.label is not None]
+        return Batch(
+            keys=[sample.key for sample in samples],
+            pixels=stack_images([sample.pixels for sample in samples], self.data.source).to(self.model.device),
+            labels=torch.tensor(labels, device=self.model.device) if len(labels) == len(samples) else None,
+            captions=[sample.captions for sample in samples],
+            class_weights=self._class_weights(),
+        )
+
+    def _class_weights(self) -> Tensor | None:
+        """Encode the classes: once a run while the text tower is frozen, else anew."""
+        if self.prompts is None:
+            return None
+        if self.class_weights is None or self.method.trains is not Tunable.VISION:
+            self.class_weights = encode_classes(self.model, *self.prompts)
+        return self.class_weights
+
+    def _losses(self, batch: Batch, epoch: int) -> tuple[Mapping[str, Tensor], dict[str, float]]:
+        """Attack the batch, compute the passes that the method declared, and its loss."""
+        with self.model.computing(self.precision), self.teacher.model.computing(self.precision):
+            attacked = self._attacked(batch, epoch)
+            self.model.train()
+            try:
+                passes = self._passes(batch, attacked)
+            finally:
+                self.model.eval()
+            terms = self.method.loss(Views(self.method.name, batch, passes, self.model.logit_scale.detach()))
+        return terms, _accuracies(passes, batch, self.model.logit_scale)
+
+    def _attacked(self, batch: Batch, epoch: int) -> Tensor | None:
+        """Solve the inner problem; None where the method has none."""
+        inner = self.method.adversaries(batch, self.model, self.teacher)
+        if "text" in inner:
+            raise ConfigError(
+                f'method "{self.method.name}" attacks texts, and no text attack is registered.',
+                'Use a method with an image adversary; "ironclip list attacks" shows what there is.',
+            )
+        if "image" not in inner:
+            return None
+        random = SampleRandom(self.recipe.seed, batch.keys, f"train|{epoch}")
+        return self.attack.perturb(inner["image"].objective, batch.pixels, self.recipe.build_threat(), random)
+
+    def _passes(self, batch: Batch, attacked: Tensor | None) -> dict[Pass, object]:
+        """Compute each declared pass once; clean and attacked images of the student in one batch."""
+        needs = self.method.needs
+        passes: dict[Pass, object] = {}
+        images = {Pass.STUDENT_CLEAN: batch.pixels, Pass.STUDENT_ADV: attacked}
+        wanted = {name: _given(pixels, self.method, name) for name, pixels in images.items() if name in needs}
+        if wanted:
+            joined = self.model.embed_image(torch.cat(list(wanted.values())))
+            for name, embedding in zip(wanted, joined.split(len(batch)), strict=True):
+                passes[name] = ImageView(embedding, batch.class_weights)
+        if Pass.TEACHER_CLEAN in needs:
+            passes[Pass.TEACHER_CLEAN] = ImageView(self.teacher.embedding(batch), self._teacher_classes(batch))
+        if Pass.TEACHER_ADV in needs:
+            with torch.no_grad():
+                embedding = self.teacher.model.embed_image(_given(attacked, self.method, Pass.TEACHER_ADV))
+            passes[Pass.TEACHER_ADV] = ImageView(embedding, self._teacher_classes(batch))
+        for name, model, pixels in (
+            (Pass.STUDENT_CLEAN_PATCHES, self.model, batch.pixels),
+            (Pass.STUDENT_ADV_PATCHES, self.model, attacked),
+            (Pass.TEACHER_CLEAN_PATCHES, self.teacher.model, batch.pixels),
+        ):
+            if name in needs:
+                passes[name] = model.patch_tokens(_given(pixels, self.method, name))
+        for name, model in ((Pass.STUDENT_TEXT, self.model), (Pass.TEACHER_TEXT, self.teacher.model)):
+            if name in needs:
+                passes[name] = TextView(model.embed_text(self._texts(batch)))
+        return passes
+
+    def _teacher_classes(self, batch: Batch) -> Tensor | None:
+        """Return the teacher's class weights: the student's own while the text tower is frozen."""
+        if self.prompts is None or self.method.trains is Tunable.VISION:
+            return batch.class_weights
+        return encode_classes(self.teacher.model, *self.prompts)
+
+    def _texts(self, batch: Batch) -> list[str]:
+        """Return one text a sample: its first caption, or the first prompt of its class."""
+        if all(batch.captions):
+            return [captions[0] for captions in batch.captions]
+        if self.prompts is None or batch.labels is None:
+            raise DataError(f'method "{self.method.name}" reads texts, but the data have none.', "Use captioned data.")
+        names, templates = self.prompts
+        return [templates[0].format(names[label]) for label in batch.labels.tolist()]
+
+    def validate(self, samples: int | None = None) -> Validation | None:
+        """Run the validation on the first `samples` held-out images (all by default)."""
+        if self.held_out is None:
+            return None
+        count = len(self.held_out.keys) if samples is None else samples
+        return validate(
+            self.model,
+            self.held_out.first(count),
+            self._class_weights(),
+            attack=self.recipe.build_validation_attack(),
+            train_attack=self.attack if self._adversarial else None,
+            threat=self.recipe.build_threat(),
+            seed=self.recipe.seed,
+            precision=self.precision,
+        )
+
+    @property
+    def _adversarial(self) -> bool:
+        return bool(self.method.needs & {Pass.STUDENT_ADV, Pass.STUDENT_ADV_PATCHES, Pass.TEACHER_ADV})
+
+
+def _given(pixels: Tensor | None, method: Method, name: Pass) -> Tensor:
+    if pixels is None:
+        raise ConfigError(
+            f'method "{method.name}" needs Pass.{name.name}, but declares no image adversary.',
+            "Return an inner problem from `adversaries`, or drop the pass from `needs`.",
+        )
+    return pixels
+
+
+def _accuracies(passes: Mapping[Pass, object], batch: Batch, logit_scale: Tensor) -> dict[str, float]:
+    """Return the share of the batch that the student gets right, from passes that were computed anyway."""
+    found = {}
+    for name, title in ((Pass.STUDENT_CLEAN, "clean_accuracy"), (Pass.STUDENT_ADV, "attack_accuracy")):
+        view = passes.get(name)
+        if isinstance(view, ImageView) and batch.labels is not None and view.class_weights is not None:
+            with torch.no_grad():
+                found[title] = float(is_correct(logit_scale * view.similarity, batch.labels).float().mean())
+    return found
+
+
+def _split(samples: Sequence[Sample], parts: int) -> Iterator[Sequence[Sample]]:
+    size = -(-len(samples) // parts)
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
