@@ -138,7 +138,7 @@ def test_a_batch_of_which_nothing_can_be_read_is_passed_over(run, log_of, tmp_pa
 def test_limit_takes_samples_before_the_held_out_part(trainer):
     one = trainer({"data.limit": 20})
     assert (len(one.data), len(one.held_out.keys)) == (14, 6)
-    both = trainer({"data.limit": 12}, limit=20)
+    both = trainer({"data.limit": 12})
     assert len(both.data) == 6
     assert {*both.data.keys, *both.held_out.keys} < {*one.data.keys, *one.held_out.keys}
 

@@ -130,11 +130,20 @@ def test_starts_are_the_same_at_every_validation(scene):
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_the_search_runs_in_the_precision_of_the_run(precision, scene):
+def test_the_search_runs_in_the_precision_of_the_run(precision, scene, monkeypatch):
+    model, passes = scene[0], []
+    embed = type(model._fast).embed
+
+    def spied(self, normalised, dtype):
+        passes.append((dtype, torch.is_grad_enabled()))
+        return embed(self, normalised, dtype)
+
+    monkeypatch.setattr(type(model._fast), "embed", spied)
     found = validate(*scene, **settings(precision=precision, train_attack=PGD))
+    assert {dtype for dtype, searching in passes if searching} == {precision}
     assert found.clean_accuracy == pytest.approx(0.75)  # verdicts are float32 in any case
     assert 0 <= found.robust_accuracy < 0.75
-    assert scene[0].compute_dtype == torch.float32
+    assert model.compute_dtype == torch.float32
 
 
 def test_model_is_left_as_found(scene):
