@@ -1,0 +1,158 @@
+"""Fill the tables of README and docs from stored results, so that no figure in them is ever typed.
+
+    python tools/tables.py                       # make the tables again from docs/results
+    python tools/tables.py --natural RUN ...     # first store the figures of these run folders, the reference first
+    python tools/tables.py --speed LINE.json     # first store what `python -m benchmarks.vision_speed` printed
+
+A test holds the pages to docs/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+END = "<!-- /table -->"
+MISSING = "Not measured yet."
+
+
+def collect(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the figures of run folders, one entry a model, data set and radius."""
+    from ironclip.evaluation.store import RunStore
+
+    entries = []
+    for run in runs:
+        store = RunStore.open(run)
+        for unit in store.units():
+            record, row = store.record(unit), store.aggregate(unit)
+            entries.append(
+                {
+                    "model": store.run.model.name,
+                    "model_sha256": store.run.model.sha256,
+                    "dataset": record.dataset,
+                    "title": store.run.datasets[record.dataset].title,
+                    "classes": len(store.run.datasets[record.dataset].class_names),
+                    "eps": record.threat.eps,
+                    "threat": record.threat.caption,
+                    "attack": record.attack.label,
+                    "seed": record.seed,
+                    "n": row.totals.n,
+                    "n_total": row.n_total,
+                    "coverage": row.coverage,
+                    "clean": asdict(row.clean_accuracy),
+                    "robust": asdict(row.robust_accuracy),
+                    "robust_mean_per_class": row.robust_mean_per_class and asdict(row.robust_mean_per_class),
+                    "suite": store.run.suite and f"{store.run.suite.name} v{store.run.suite.version}",
+                    "versions": store.run.sessions[-1].versions,
+                }
+            )
+    return entries
+
+
+def natural(entries: Sequence[dict[str, Any]]) -> str:
+    """Return robustness as Markdown: a block a data set, a line a model, a column a radius."""
+    lines = []
+    for dataset in dict.fromkeys(entry["dataset"] for entry in entries):
+        here = [entry for entry in entries if entry["dataset"] == dataset]
+        radii = list(dict.fromkeys(entry["eps"] for entry in here))
+        first = here[0]
+        lines += [
+            f"**{first['title']}** ({first['n']:,} of {first['n_total']:,} test images, {first['classes']} classes, "
+            f"guessing gives {100 / first['classes']:.1f} %)",
+            "",
+            f"| model | clean | {' | '.join(radii)} |",
+            f"|---|---|{'---|' * len(radii)}",
+        ]
+        for model in dict.fromkeys(entry["model"] for entry in here):
+            own = {entry["eps"]: entry for entry in here if entry["model"] == model}
+            cells = [_share(own[eps]["robust"]) if eps in own else "" for eps in radii]
+            lines.append(f"| {model} | {_share(next(iter(own.values()))['clean'])} | {' | '.join(cells)} |")
+        lines.append("")
+    games = ", ".join(dict.fromkeys(entry["threat"].split(", ", 1)[1] for entry in entries))
+    attacks = ", ".join(dict.fromkeys(entry["attack"] for entry in entries))
+    suites = ", ".join(dict.fromkeys(str(entry["suite"]) for entry in entries))
+    lines.append(
+        f"Percent right with 95 % intervals (Wilson); Linf, {games}; attack {attacks} (best iterate, random start), so "
+        f"robust figures are upper bounds. Suite {suites}. Made by `tools/tables.py` from the rows in "
+        "`docs/results/natural.json`."
+    )
+    return "\n".join(lines)
+
+
+def speed(line: dict[str, Any]) -> str:
+    """Return the speed of the image tower as Markdown."""
+    gflops = line["operations"] / 1e9
+    rows = [
+        ("stock open_clip, float32", line["stock_float32"], line["over_float32"]),
+        ("stock open_clip, bfloat16 autocast", line["stock_autocast"], line["over_autocast"]),
+        ("IronCLIP, bfloat16", line["fast"], 1.0),
+    ]
+    shape, peak = " x ".join(map(str, line["peak_shape"])), line["peak"] / 1e9
+    return "\n".join(
+        [
+            f"{line['model']}, batch {line['batch']}, {line['threads']} threads of {line['processor']}, torch "
+            f"{line['torch']}, median of {line['rounds']}:",
+            "",
+            "| forward and input gradient | seconds | times as long as ours |",
+            "|---|---|---|",
+            *(f"| {name} | {seconds:.2f} | {ratio:.2f} |" for name, seconds, ratio in rows),
+            "",
+            f"Counted operations: {gflops:.0f} GFLOP a batch, {gflops / line['fast']:.0f} GFLOP/s; the machine's best "
+            f"bfloat16 product ({shape}) in the same run: {peak:.0f} GFLOP/s; share {100 * line['share']:.0f} %.",
+        ]
+    )
+
+
+def _share(interval: dict[str, float]) -> str:
+    return f"{100 * interval['estimate']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+
+
+TABLES: dict[str, tuple[Path, Callable[[Any], str]]] = {
+    "natural": (ROOT / "README.md", natural),
+    "speed": (ROOT / "docs" / "performance.md", speed),
+}
+
+
+def stored(table: str) -> Path:
+    """Return the file that a table is made from."""
+    return RESULTS / f"{table}.json"
+
+
+def text(table: str) -> str:
+    """Return a table as it is to stand in its page."""
+    _, render = TABLES[table]
+    return render(json.loads(stored(table).read_text())) if stored(table).is_file() else MISSING
+
+
+def fill(page: str, table: str, content: str) -> str:
+    """Return a page with the table between its marks."""
+    begin = f"<!-- table:{table} -->"
+    before, mark, rest = page.partition(begin)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise SystemExit(f"the page has no {begin} … {END}")
+    return f"{before}{begin}\n{content}\n{END}{after}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--natural", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--speed", type=Path, metavar="LINE.json")
+    options = parser.parse_args(arguments)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    if options.natural:
+        stored("natural").write_text(json.dumps(collect(options.natural), indent=1, ensure_ascii=False) + "\n")
+    if options.speed:
+        stored("speed").write_text(json.dumps(json.loads(options.speed.read_text()), indent=1) + "\n")
+    for table, (page, _) in TABLES.items():
+        page.write_text(fill(page.read_text(), table, text(table)))
+
+
+if __name__ == "__main__":
+    main()
