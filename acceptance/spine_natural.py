@@ -62,7 +62,10 @@ IMAGES = 1000
         Claim("invalid", "adversarial images outside ball or box", exactly(0)),
     ),
     modules=("ironclip.evaluation.evaluate", "ironclip.attacks.pgd"),
-    files=("../shared/data/*/test-*.tar.gz", "../shared/models/tiny-trial/*"),
+    files=(
+        *(f"../shared/data/{name}/test-*.tar.gz" for name in ("cifar10", "tiny_imagenet", "caltech101")),
+        "../shared/models/tiny-trial/*",
+    ),
     state=tuned_weights,
 )
 def table(context: Context) -> Iterator[Figure]:

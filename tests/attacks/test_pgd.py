@@ -263,6 +263,16 @@ def test_momentum_accumulates_gradients_of_unit_mean_magnitude(threat):
     torch.testing.assert_close(attack.perturb(Spy(wavy), pixels, threat, streams(3)), x, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-12, 1e20])
+def test_momentum_does_not_hang_on_the_size_of_the_gradient(size):
+    """A confident model's gradient is tiny; its share of the velocity must not be."""
+    attack, random = PGD(momentum=0.9), torch.Generator().manual_seed(0)
+    before, slope = torch.randn(2, 2, 3, 4, 4, generator=random)
+    _, expected = attack.direction(before, slope, EIGHT)
+    _, found = attack.direction(before, size * slope, EIGHT)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_momentum_survives_a_flat_place():
     attack = PGD(momentum=0.9)
     before = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
