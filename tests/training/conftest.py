@@ -112,13 +112,22 @@ def run(recipe: Callable[..., Recipe], data_root: Path, tmp_path: Path) -> Calla
     return make
 
 
+def _number(value: Any) -> Any:
+    """Read null, which stands for a figure that is not finite, as NaN."""
+    if isinstance(value, dict):
+        return {key: _number(entry) for key, entry in value.items()}
+    return float("nan") if value is None else value
+
+
 @pytest.fixture
 def log_of() -> Callable[[Path], list[dict[str, Any]]]:
     """Read a run's log, without the clock."""
 
     def read(out: Path) -> list[dict[str, Any]]:
         entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-        return [{key: value for key, value in entry.items() if key != "images_per_second"} for entry in entries]
+        return [
+            {key: _number(value) for key, value in entry.items() if key != "images_per_second"} for entry in entries
+        ]
 
     return read
 

@@ -248,14 +248,12 @@ def test_declared_passes_are_those_of_the_right_model_and_images(model, trainer,
         assert found[name].requires_grad == (model == "student" and name not in ("text", "features")), name
 
 
-@pytest.mark.xfail(reason="encode_classes runs without gradients also where the text tower is tuned")
 def test_a_tuned_text_tower_gets_its_gradient_through_the_class_prompts(trainer, gradients_of, monkeypatch):
     monkeypatch.setattr(CLEAN, "trains", Tunable.BOTH)
     one = trainer({"method": {"name": "clean"}})
     assert set(gradients_of(one)) == set(one.parameters)
 
 
-@pytest.mark.xfail(raises=ValueError, reason="Pass has no TEACHER_ADV_PATCHES")
 def test_every_pass_of_a_view_can_be_asked_for(trainer):
     views = Views("fare", trainer()._batch(next(trainer().batches(strict=False))[1]), {}, torch.tensor(100.0))
     for model in (views.student, views.teacher):
@@ -264,7 +262,6 @@ def test_every_pass_of_a_view_can_be_asked_for(trainer):
                 getattr(model, name)
 
 
-@pytest.mark.xfail(reason="the attack acts on the images as they are read, whatever threat.acting says")
 def test_an_adversary_acts_where_the_threat_model_says(trainer, monkeypatch):
     one = trainer({"threat.acting": "model_input"})
     sizes, perturb = [], type(one.attack).perturb

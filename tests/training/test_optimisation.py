@@ -113,6 +113,7 @@ def test_first_step_runs_at_the_warmed_up_rate(trainer, weights):
             "optimisation.optimiser": "sgd",
             "optimisation.momentum": 0.0,
             "optimisation.lr": 0.008,
+            "optimisation.steps": 8,
             "optimisation.warmup_steps": 4,
         }
     )

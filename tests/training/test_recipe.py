@@ -174,7 +174,6 @@ def test_betas_are_bounded(load):
     refused(load, {"optimisation.betas": [0.9, 2.0]}, "betas")
 
 
-@pytest.mark.xfail(reason="found only when the run comes to it")
 @pytest.mark.parametrize(
     ("place", "value", "word"),
     [

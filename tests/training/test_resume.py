@@ -202,7 +202,6 @@ def test_ctrl_c_writes_a_checkpoint(run, stop_before, tmp_path):
 
 
 @pytest.mark.usefixtures("harmless_sigterm")
-@pytest.mark.xfail(reason="a run that is done returns, so a sweep goes on with its next trial")
 def test_a_signal_in_the_last_step_ends_the_process_when_the_run_is_done(run, stop_before, tmp_path):
     stop_before(10, lambda: signal.raise_signal(signal.SIGTERM))
     with pytest.raises(SystemExit):

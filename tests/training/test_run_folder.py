@@ -147,13 +147,11 @@ def test_select_best_needs_held_out_samples(run):
         run({"select": "best", "data.hold_out": 0})
 
 
-@pytest.mark.xfail(reason="the last validation is of all held-out samples, those before it of some")
 def test_validations_that_compete_are_of_the_same_samples(run, log_of):
     out = run({"select": "best"})
     assert len({entry["validation"]["samples"] for entry in log_of(out) if "validation" in entry}) == 1
 
 
-@pytest.mark.xfail(reason="json.dumps writes NaN, which is no JSON")
 def test_the_log_is_json_also_where_a_figure_is_missing(run):
     out = run({"data.train": "wds:{data}/plain?split=train", "method": {"name": "fare"}})
     for line in (out / "log.jsonl").read_text().splitlines():

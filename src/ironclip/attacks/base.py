@@ -119,6 +119,9 @@ class Attack(ABC):
     loss: str
     restarts: int
 
+    def check(self, threat: ThreatModel) -> None:  # noqa: B027  # most attacks can play every game
+        """Refuse a game that these settings cannot play; raises an error in words."""
+
     @abstractmethod
     def start(self, objective: Objective, pixels: Tensor, threat: ThreatModel, random: SampleRandom) -> State:
         """Return the state before the first step."""

@@ -88,6 +88,10 @@ class PGD(Attack):
         share = self.rel_step_size if self.rel_step_size is not None else {"linf": 1 / 4, "l2": 1 / 5}[threat.norm]
         return float(Fraction(share) * Fraction(threat.radius))
 
+    def check(self, threat: ThreatModel) -> None:
+        """Refuse a step that is too long for the norm; see `step_length`."""
+        self.step_length(threat)
+
     def first_point(self, pixels: Tensor, threat: ThreatModel, random: SampleRandom) -> Tensor:
         """Return where the ascent begins."""
         return pixels if self.start_at == "zero" else threat.random_start(pixels, random)
@@ -163,16 +167,21 @@ class RobustVLMPGD(TrainingPGD):
     steps: int = 10
     momentum: float = 0.9
 
-    def first_point(self, pixels: Tensor, threat: ThreatModel, random: SampleRandom) -> Tensor:
-        """Return a random start that may leave [0, 1], as published.
+    def check(self, threat: ThreatModel) -> None:
+        """Refuse another norm than linf.
 
         Raises:
-            ConfigError: Another norm than linf.
+            ConfigError: Another norm.
         """
+        super().check(threat)
         if threat.norm != "linf":
             raise ConfigError(
                 f"pgd_v steps along signs, which {threat.norm} has no use for.", "Use pgd or pgd_m in l2."
             )
+
+    def first_point(self, pixels: Tensor, threat: ThreatModel, random: SampleRandom) -> Tensor:
+        """Return a random start that may leave [0, 1], as published."""
+        self.check(threat)
         return pixels if self.start_at == "zero" else threat.random_start(pixels, random, clip=False)
 
     def direction(self, velocity: Tensor, gradient: Tensor, threat: ThreatModel) -> tuple[Tensor, Tensor]:

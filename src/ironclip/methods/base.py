@@ -34,6 +34,7 @@ class Pass(Enum):
     STUDENT_CLEAN_PATCHES = "student.clean_patches"
     STUDENT_ADV_PATCHES = "student.adv_patches"
     TEACHER_CLEAN_PATCHES = "teacher.clean_patches"
+    TEACHER_ADV_PATCHES = "teacher.adv_patches"
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class FixedClasses(Classifier):
         super().__init__()
         self.model = model
         check_unit_rows(class_weights)
-        self.register_buffer("class_weights", class_weights, persistent=False)
+        self.register_buffer("class_weights", class_weights.detach(), persistent=False)
         self.class_weights: Tensor
 
     @property
@@ -169,7 +169,9 @@ class ZeroShotClassifier(FixedClasses):
     """
 
     def __init__(self, model: CLIPModel, class_names: Sequence[str], templates: Sequence[str]) -> None:
-        super().__init__(model, encode_classes(model, class_names, templates))
+        with torch.no_grad():
+            class_weights = encode_classes(model, class_names, templates)
+        super().__init__(model, class_weights)
         self.class_names, self.templates = tuple(class_names), tuple(templates)
         first = class_groups(class_names)
         self.register_buffer("_first_alike", torch.tensor(first, device=model.device), persistent=False)
@@ -237,6 +239,8 @@ def check_unit_rows(class_weights: Tensor) -> None:
 def encode_classes(model: CLIPModel, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Encode classes as unit rows `[C, D]`: mean over templates of unit text features, renormalised.
 
+    Differentiable with respect to the text tower.
+
     Raises:
         ConfigError: Nothing to encode, or a template without `{}`.
     """
@@ -245,7 +249,6 @@ def encode_classes(model: CLIPModel, class_names: Sequence[str], templates: Sequ
             f"{len(class_names)} class names and {len(templates)} templates.", "Give a list of at least one of each."
         )
     prompts = [prompt for name in class_names for prompt in fill_templates(name, templates)]
-    with torch.no_grad():
-        batches = [model.text_features(prompts[start : start + 256]) for start in range(0, len(prompts), 256)]
-        features = torch.cat(batches).view(len(class_names), len(templates), -1)
-        return F.normalize(features.mean(dim=1), dim=-1)
+    batches = [model.text_features(prompts[start : start + 256]) for start in range(0, len(prompts), 256)]
+    features = torch.cat(batches).view(len(class_names), len(templates), -1)
+    return F.normalize(features.mean(dim=1), dim=-1)

@@ -135,7 +135,7 @@ def train(
                     f"The weights before them are kept in {checkpoint()}. Lower optimisation.lr, or set clip_norm.",
                 )
             if (step % recipe.validation.every == 0 or done) and trainer.held_out is not None:
-                last = trainer.validate(None if done else recipe.validation.samples)
+                last = trainer.validate(None if done or recipe.select == "best" else recipe.validation.samples)
                 if last is not None:
                     log.write({"step": step, "validation": asdict(last)})
                     if recipe.select == "best" and last.value > trainer.progress.best_value:
@@ -158,7 +158,10 @@ def train(
                 checkpoint()
             if stop is not None and not done:
                 raise stop
-    return _finish(trainer, out, best)
+        finished = _finish(trainer, out, best)
+        if stopped:
+            raise stopped[0]  # the run is complete, but what comes after it (a sweep's next trial) must not begin
+    return finished
 
 
 def _finish(trainer: Trainer, out: Path, best: Mapping[str, Tensor]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -13,7 +14,9 @@ import yaml
 from pydantic import ConfigDict, Field
 
 from ironclip.attacks.base import ATTACKS, Attack
+from ironclip.attacks.objectives import CLASSIFICATION_LOSSES
 from ironclip.attacks.threat_model import ThreatModel, parse_eps
+from ironclip.data.classes import fill_templates
 from ironclip.errors import ConfigError, IronClipError, did_you_mean
 from ironclip.methods.base import METHODS, Method
 from ironclip.registry import Registry, build, explain
@@ -108,7 +111,8 @@ class ValidationSection(pydantic.BaseModel):
 
     Attributes:
         every: Steps between validations; one is always run at the end.
-        samples: How many of the held-out samples a validation in between uses; the last one uses all.
+        samples: How many of the held-out samples a validation in between uses; the last one uses all, and with
+            `select: best` every one does, since they are compared.
         attack: The attack, by name with settings; PGD-20 unless given.
     """
 
@@ -262,11 +266,19 @@ def check_recipe(content: dict[str, Any]) -> Recipe:
     except pydantic.ValidationError as error:
         problems.append(explain(error, "recipe"))
     if recipe is not None:
-        for make in (recipe.build_method, recipe.build_threat, recipe.build_attack, recipe.build_validation_attack):
+        for check in (
+            recipe.build_method,
+            recipe.build_threat,
+            recipe.build_attack,
+            recipe.build_validation_attack,
+            partial(_check_attacks, recipe),
+            partial(_check_data, recipe),
+        ):
             try:
-                make()
+                check()
             except IronClipError as error:
-                problems.append(str(error))
+                if str(error) not in problems:
+                    problems.append(str(error))
         if recipe.model.startswith("python:"):
             problems.append(f"model: {recipe.model} would run code, which a recipe may not.")
     if recipe is None or problems:
@@ -274,6 +286,34 @@ def check_recipe(content: dict[str, Any]) -> Recipe:
             "\n".join(problems), 'Mend the recipe; "ironclip validate FILE" checks it without running it.'
         )
     return recipe
+
+
+def _check_attacks(recipe: Recipe) -> None:
+    """Refuse attacks and rules that no training can run, before it begins."""
+    threat, validation = recipe.build_threat(), recipe.build_validation_attack()
+    for attack in (recipe.build_attack(), validation):
+        attack.check(threat)
+    if validation.loss not in CLASSIFICATION_LOSSES:
+        near = did_you_mean(validation.loss, CLASSIFICATION_LOSSES)
+        raise ConfigError(
+            f'validation.attack: unknown loss "{validation.loss}".{near}',
+            f"Known losses: {', '.join(CLASSIFICATION_LOSSES)}.",
+        )
+    if threat.integer or threat.goal != "untargeted":
+        rule = "threat.integer: true" if threat.integer else f"threat.goal: {threat.goal}"
+        raise ConfigError(f"{rule} is a rule of evaluations, which training does not follow.", "Leave it out.")
+
+
+def _check_data(recipe: Recipe) -> None:
+    """Refuse templates without place, and a warm-up that never ends."""
+    if recipe.data.templates is not None:
+        fill_templates("class", recipe.data.templates)
+    settings = recipe.optimisation
+    if settings.steps is not None and settings.warmup_steps >= settings.steps:
+        raise ConfigError(
+            f"optimisation.warmup_steps is {settings.warmup_steps}, of {settings.steps} steps in all.",
+            "Warm up for fewer steps than the run has.",
+        )
 
 
 def _known_keys(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -70,6 +71,12 @@ class RunLog:
             write_atomically(self.path, content.encode())
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        """Append one line."""
+        """Append one line; a figure that is not finite is null, since JSON has no NaN."""
         with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(_plain(entry), allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

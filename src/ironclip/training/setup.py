@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -47,13 +48,16 @@ def prepare(recipe: Recipe, *, device: str, data_root: str, strict: bool) -> Tra
     if recipe.data.limit is not None:
         data = limit(data, recipe.data.limit)
     model = load_model(recipe.model, device=device)
-    teacher = Teacher(copy.deepcopy(model))
+    # The tokenizer is shared: it has no state, and copying it takes longer than the rest.
+    teacher = Teacher(copy.deepcopy(model, {id(model.tokenizer): model.tokenizer}))
     prompts = _prompts(recipe, method, data, names)
     held_out: HeldOut | None = None
     unreadable: dict[str, str] = {}
     if recipe.data.hold_out:
         data, kept = hold_out(data, recipe.data.hold_out)
         held_out, unreadable = _read_held_out(kept, teacher, strict, labelled=prompts is not None)
+        if recipe.build_threat().acting == "model_input":
+            held_out = replace(held_out, pixels=model.spec.preprocessing.resize(held_out.pixels))
     model.requires_grad_(False)
     parameters = tuned_parameters(model, method.trains)
     for parameter in parameters.values():

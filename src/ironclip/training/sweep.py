@@ -65,11 +65,7 @@ def choose(recipe: Recipe, out: Path, run: Callable[[Recipe, Path], object]) -> 
             f"every learning rate of the sweep failed: {'; '.join(failed.values())}", "Try smaller ones."
         )
     # Robust accuracy decides; the embedding metric where there are no labels. Equal ones: the smaller rate.
-    metric = (
-        "embedding_cosine"
-        if any(f["robust_accuracy"] != f["robust_accuracy"] for f in found.values())
-        else "robust_accuracy"
-    )
+    metric = "embedding_cosine" if any(f["robust_accuracy"] is None for f in found.values()) else "robust_accuracy"
     best = max(found.values(), key=lambda trial: (trial[metric], -trial["lr"]))
     verdict = {"metric": metric, "chosen": best["lr"], "trials": found, "failed": failed}
     write_atomically(out / "sweep" / "result.json", json.dumps(verdict, indent=1).encode())

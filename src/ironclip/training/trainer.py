@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ironclip.attacks.base import Attack
 from ironclip.attacks.objectives import is_correct
+from ironclip.data.classes import fill_templates
 from ironclip.data.contract import Dataset, Sample
 from ironclip.data.images import stack_images
 from ironclip.data.order import epoch_order, read_batches
@@ -23,7 +24,7 @@ from ironclip.randomness import SampleRandom
 from ironclip.training.checkpoint import Progress
 from ironclip.training.optimisation import learning_rate
 from ironclip.training.recipe import Recipe
-from ironclip.training.validation import HeldOut, Validation, validate
+from ironclip.training.validation import PART, HeldOut, Validation, validate
 
 
 @dataclass
@@ -106,12 +107,10 @@ class Trainer:
                 logged[name] = logged.get(name, 0.0) + float(term.detach()) * share
             for name, value in accuracy.items():
                 logged[name] = logged.get(name, 0.0) + value * share
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        # Without a bound it only measures: every gradient is multiplied by 1.
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), settings.clip_norm or math.inf)
         logged["gradient_norm"] = float(norm)
         if torch.isfinite(norm) and math.isfinite(logged["loss"]):
-            if settings.clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(list(self.parameters.values()), settings.clip_norm, norm)
             self.optimiser.step()
             progress.skipped_in_a_row = 0
         else:
@@ -132,24 +131,33 @@ class Trainer:
         labels = [sample.label for sample in samples if sample.label is not None]
         return Batch(
             keys=[sample.key for sample in samples],
-            pixels=stack_images([sample.pixels for sample in samples], self.data.source).to(self.model.device),
+            pixels=self.acting(stack_images([s.pixels for s in samples], self.data.source)).to(self.model.device),
             labels=torch.tensor(labels, device=self.model.device) if len(labels) == len(samples) else None,
             captions=[sample.captions for sample in samples],
             class_weights=self._class_weights(),
         )
 
+    def acting(self, pixels: Tensor) -> Tensor:
+        """Return the images on which the adversary acts: as they are, or as the model's input."""
+        if self.recipe.build_threat().acting == "native":
+            return pixels
+        return self.model.spec.preprocessing.resize(pixels)
+
     def _class_weights(self) -> Tensor | None:
-        """Encode the classes: once a run while the text tower is frozen, else anew."""
+        """Encode the classes: once a run while the text tower is frozen, else anew and with gradients."""
         if self.prompts is None:
             return None
-        if self.class_weights is None or self.method.trains is not Tunable.VISION:
-            self.class_weights = encode_classes(self.model, *self.prompts)
+        if self.method.trains is not Tunable.VISION:
+            return encode_classes(self.model, *self.prompts)
+        if self.class_weights is None:
+            with torch.no_grad():
+                self.class_weights = encode_classes(self.model, *self.prompts)
         return self.class_weights
 
     def _losses(self, batch: Batch, epoch: int) -> tuple[Mapping[str, Tensor], dict[str, float]]:
         """Attack the batch, compute the passes that the method declared, and its loss."""
         with self.model.computing(self.precision), self.teacher.model.computing(self.precision):
-            attacked = self._attacked(batch, epoch)
+            attacked = self._attacked(batch, f"train|{epoch}")
             self.model.train()
             try:
                 passes = self._passes(batch, attacked)
@@ -158,7 +166,7 @@ class Trainer:
             terms = self.method.loss(Views(self.method.name, batch, passes, self.model.logit_scale.detach()))
         return terms, _accuracies(passes, batch, self.model.logit_scale)
 
-    def _attacked(self, batch: Batch, epoch: int) -> Tensor | None:
+    def _attacked(self, batch: Batch, scope: str) -> Tensor | None:
         """Solve the inner problem; None where the method has none."""
         inner = self.method.adversaries(batch, self.model, self.teacher)
         if "text" in inner:
@@ -168,7 +176,7 @@ class Trainer:
             )
         if "image" not in inner:
             return None
-        random = SampleRandom(self.recipe.seed, batch.keys, f"train|{epoch}")
+        random = SampleRandom(self.recipe.seed, batch.keys, scope)
         return self.attack.perturb(inner["image"].objective, batch.pixels, self.recipe.build_threat(), random)
 
     def _passes(self, batch: Batch, attacked: Tensor | None) -> dict[Pass, object]:
@@ -191,6 +199,7 @@ class Trainer:
             (Pass.STUDENT_CLEAN_PATCHES, self.model, batch.pixels),
             (Pass.STUDENT_ADV_PATCHES, self.model, attacked),
             (Pass.TEACHER_CLEAN_PATCHES, self.teacher.model, batch.pixels),
+            (Pass.TEACHER_ADV_PATCHES, self.teacher.model, attacked),
         ):
             if name in needs:
                 passes[name] = model.patch_tokens(_given(pixels, self.method, name))
@@ -203,7 +212,8 @@ class Trainer:
         """Return the teacher's class weights: the student's own while the text tower is frozen."""
         if self.prompts is None or self.method.trains is Tunable.VISION:
             return batch.class_weights
-        return encode_classes(self.teacher.model, *self.prompts)
+        with torch.no_grad():
+            return encode_classes(self.teacher.model, *self.prompts)
 
     def _texts(self, batch: Batch) -> list[str]:
         """Return one text a sample: its first caption, or the first prompt of its class."""
@@ -212,7 +222,7 @@ class Trainer:
         if self.prompts is None or batch.labels is None:
             raise DataError(f'method "{self.method.name}" reads texts, but the data have none.', "Use captioned data.")
         names, templates = self.prompts
-        return [templates[0].format(names[label]) for label in batch.labels.tolist()]
+        return [fill_templates(names[label], templates)[0] for label in batch.labels.tolist()]
 
     def validate(self, samples: int | None = None) -> Validation | None:
         """Run the validation on the first `samples` held-out images (all by default)."""
@@ -224,11 +234,26 @@ class Trainer:
             self.held_out.first(count),
             self._class_weights(),
             attack=self.recipe.build_validation_attack(),
-            train_attack=self.attack if self._adversarial else None,
+            train_attack=self._attack_held_out if self._adversarial else None,
             threat=self.recipe.build_threat(),
             seed=self.recipe.seed,
             precision=self.precision,
         )
+
+    def _attack_held_out(self, held_out: HeldOut) -> Tensor:
+        """Attack held-out images as training attacks its own: the method's inner problem, the attack's own choice."""
+        found = []
+        for rows in torch.arange(len(held_out.keys)).split(PART):
+            batch = Batch(
+                keys=[held_out.keys[row] for row in rows.tolist()],
+                pixels=held_out.pixels[rows],
+                labels=None if held_out.labels is None else held_out.labels[rows],
+                class_weights=self._class_weights(),
+            )
+            with self.model.computing(self.precision), self.teacher.model.computing(self.precision):
+                attacked = self._attacked(batch, "validation")
+            found.append(_given(attacked, self.method, Pass.STUDENT_ADV))
+        return torch.cat(found)
 
     @property
     def _adversarial(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,9 @@ from ironclip.attacks.objectives import EmbeddingDistance, Misclassify
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.models.clip import CLIPModel
 from ironclip.models.zero_shot import FixedClasses
-from ironclip.randomness import SampleRandom
+
+PART = 64
+"""Images a forward outside the driver."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,16 @@ class HeldOut:
         return HeldOut(self.keys[:count], self.pixels[:count], labels, self.teacher_embedding[:count])
 
 
+TrainAttack = Callable[[HeldOut], Tensor]
+
+
 def validate(
     model: CLIPModel,
     held_out: HeldOut,
     class_weights: Tensor | None,
     *,
     attack: Attack,
-    train_attack: Attack | None,
+    train_attack: TrainAttack | None,
     threat: ThreatModel,
     seed: int,
     precision: torch.dtype,
@@ -85,27 +90,32 @@ def validate(
         held_out: Images of the training data that are never trained on.
         class_weights: `[C, D]`, or None where there are no labels.
         attack: The validation attack, run by the driver (verdicts in float32).
-        train_attack: The training attack; None for a method without one.
+        train_attack: Images as the training attack leaves them; None for a method without one.
         threat: The game.
         seed: Of the run; starts are the same at every validation.
         precision: Of the search.
     """
-    nan = float("nan")
+    nan, samples = float("nan"), len(held_out.keys)
     settings = DriverSettings(search_dtype=precision)
     if held_out.labels is None or class_weights is None:
         distance = EmbeddingDistance(model, held_out.teacher_embedding)
         outcome = run_attack(attack, distance, held_out.pixels, held_out.keys, threat, seed=seed, settings=settings)
         cosine = _mean_cosine(model, outcome.adversarial, held_out.teacher_embedding)
-        return Validation(len(held_out.keys), nan, nan, nan, nan, cosine)
+        return Validation(samples, nan, nan, nan, nan, cosine)
     classes = Misclassify(FixedClasses(model, class_weights), held_out.labels, loss=attack.loss)
     outcome = run_attack(attack, classes, held_out.pixels, held_out.keys, threat, seed=seed, settings=settings)
-    robust = 1 - float(outcome.broken.float().mean())
+    robust = _share(~outcome.broken)
     trained = nan
     if train_attack is not None:
-        trained = _accuracy_under(train_attack, classes, held_out, threat, seed, precision)
+        adversarial = train_attack(held_out)
+        with torch.no_grad():
+            broken = [
+                classes.take(rows).evaluate(adversarial[rows]).broken for rows in torch.arange(samples).split(PART)
+            ]
+        trained = _share(~torch.cat(broken))
     return Validation(
-        samples=len(held_out.keys),
-        clean_accuracy=1 - float(outcome.clean.broken.float().mean()),
+        samples=samples,
+        clean_accuracy=_share(~outcome.clean.broken),
         robust_accuracy=robust,
         train_attack_accuracy=trained,
         overfitting_gap=trained - robust,
@@ -113,24 +123,15 @@ def validate(
     )
 
 
-def _accuracy_under(
-    attack: Attack, objective: Misclassify, held_out: HeldOut, threat: ThreatModel, seed: int, precision: torch.dtype
-) -> float:
-    """Accuracy on what the training attack returns, as training sees it: no early exit, the attack's own choice."""
-    wrong = 0
-    for rows in torch.arange(len(held_out.keys)).split(64):
-        random = SampleRandom(seed, [held_out.keys[row] for row in rows.tolist()], "validation")
-        with objective.computing(precision):
-            adversarial = attack.perturb(objective.take(rows), held_out.pixels[rows], threat, random)
-        with torch.no_grad():
-            wrong += int(objective.take(rows).evaluate(adversarial).broken.sum())
-    return 1 - wrong / len(held_out.keys)
+def _share(right: Tensor) -> float:
+    """Return the exact share of True."""
+    return int(right.sum()) / len(right)
 
 
 def _mean_cosine(model: CLIPModel, pixels: Tensor, reference: Tensor) -> float:
     with torch.no_grad():
         cosines = [
             F.cosine_similarity(model.embed_image(pixels[rows].to(model.device)), reference[rows])
-            for rows in torch.arange(len(pixels)).split(64)
+            for rows in torch.arange(len(pixels)).split(PART)
         ]
     return float(torch.cat(cosines).mean())
