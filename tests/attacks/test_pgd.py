@@ -419,6 +419,16 @@ def test_a_step_of_4_is_told_from_4_of_255_levels():
         PGD(step_size=4).perturb(Spy(wavy), natural_like(1, 4), EIGHT, streams(1))
 
 
+def test_a_game_that_it_cannot_play_is_refused_before_it_begins():
+    for attack in (PGD(), PGD(step_size="1/255"), TrainingPGD(), RobustVLMPGD()):
+        attack.check(EIGHT)
+    PGD(step_size=4).check(ThreatModel(norm="l2", eps="9"))
+    with pytest.raises(ValueRangeError, match=r"attack\.step_size is 4"):
+        PGD(step_size=4).check(EIGHT)
+    with pytest.raises(ConfigError, match="pgd_v steps along signs"):
+        RobustVLMPGD().check(ThreatModel(norm="l2", eps="1"))
+
+
 def test_a_key_an_image_is_needed():
     with pytest.raises(ShapeError, match="2 sample keys for 3 images"):
         PGD().perturb(Spy(wavy), natural_like(3, 4), EIGHT, streams(2))

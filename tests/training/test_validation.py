@@ -151,7 +151,7 @@ def test_the_search_runs_in_the_precision_of_the_run(precision, scene, monkeypat
         return embed(self, normalised, dtype)
 
     monkeypatch.setattr(type(model._fast), "embed", spied)
-    found = validate(*scene, **settings(precision=precision, train_attack=by(PGD, scene)))
+    found = validate(*scene, **settings(precision=precision))
     assert {dtype for dtype, searching in passes if searching} == {precision}
     assert found.clean_accuracy == pytest.approx(0.75)  # verdicts are float32 in any case
     assert 0 <= found.robust_accuracy < 0.75
