@@ -168,6 +168,12 @@ def test_all_wrong_types_are_named_at_once():
     assert lines[1] == "method.mode: Input should be 'soft' or 'hard' (got 'medium')"
 
 
+@pytest.mark.parametrize("key", ["count", "share"])
+def test_true_is_no_number(key):
+    with pytest.raises(ConfigError, match=rf"^method\.{key}: expected a number \(got true\)"):
+        build(Settings, {"count": 1, key: True}, where="method")
+
+
 def test_a_missing_option_is_named():
     with pytest.raises(ConfigError, match=r"^method\.count: .*[Rr]equired|^method\.count: Missing"):
         build(Settings, {}, where="method")

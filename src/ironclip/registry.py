@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import pydantic
 
@@ -106,6 +106,8 @@ def build(cls: type[T], options: Mapping[str, Any], *, where: str) -> T:
     if unknown:
         lines = [f'{where}: unknown key "{key}".{did_you_mean(key, known)}' for key in unknown]
         raise ConfigError("\n".join(lines), f"Known keys of {where}: {', '.join(known) or 'none'}.")
+    if dataclasses.is_dataclass(cls):
+        _refuse_truth_for_numbers(cls, options, where)
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(options))
     except pydantic.ValidationError as error:
@@ -114,6 +116,15 @@ def build(cls: type[T], options: Mapping[str, Any], *, where: str) -> T:
             if isinstance(cause, IronClipError):
                 raise cause from None  # the class checks itself, and says what to do better than pydantic can
         raise ConfigError(explain(error, where), f"Known keys of {where}: {', '.join(known)}.") from None
+
+
+def _refuse_truth_for_numbers(cls: type, options: Mapping[str, Any], where: str) -> None:
+    """Refuse `steps: true`, which pydantic reads as 1."""
+    types = get_type_hints(cls)
+    for key, value in options.items():
+        accepted = (types[key], *get_args(types[key]))
+        if isinstance(value, bool) and bool not in accepted and (int in accepted or float in accepted):
+            raise ConfigError(f"{where}.{key}: expected a number (got {str(value).lower()}).", "Write a number.")
 
 
 def explain(error: pydantic.ValidationError, where: str) -> str:

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ironclip.attacks.base import ATTACKS
+from ironclip.attacks.threat_model import ThreatModel
+from ironclip.errors import ConfigError
+from ironclip.evaluation.evaluate import EvaluationRequest, evaluate_suite
+
 NAMES = ["blue", "green", "red"]
 
 
@@ -97,6 +102,51 @@ def test_switches_of_the_search_change_no_verdict(evaluated):
         evaluated("--json", "--out", "other", "--no-compact", "--no-fast", "--batch-size", "7", "--save", "none").out
     )["rows"][0]
     assert other["clean_accuracy"] == plain["clean_accuracy"]
+
+
+def test_two_settings_of_one_attack_are_two_units_and_an_image_must_stand_both(evaluated, ironclip):
+    words = ("--attack", "pgd:steps=1,step_size=1/255", "--attack", "pgd:steps=1,step_size=2/255", "--limit", 20)
+    rows = json.loads(evaluated(*words, "--json", "--out", "both").out)["rows"]
+    assert [row["attack"] for row in rows][-2:] == ["PGD-1", "PGD-1"]
+    assert len({row["unit"] for row in rows}) == len(rows)
+    assert ironclip("report", "both", "--out", "page").code == 0
+
+
+def test_progress_is_told_after_each_step_of_the_attack(suite_file, data_root, model_folder, tmp_path):
+    request = EvaluationRequest(
+        model=f"local-dir:{model_folder}",
+        suite=str(suite_file(NAMES)),
+        data_root=str(data_root),
+        attacks=(ATTACKS.create("pgd", {"steps": 3}),),
+        threats=(ThreatModel(eps="1/255"),),
+        out=tmp_path / "run",
+        compact=False,
+    )
+    seen = []
+    evaluate_suite(request, progress=seen.append)
+    within = [one for one in seen if one.standing is not None]
+    assert len(within) >= 3
+    assert {one.done for one in within} == {0}
+    assert seen[-1].standing is None
+    assert seen[-1].done == seen[-1].total == 60
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"),
+    [("goal", "targeted"), ("knowledge", "score"), ("label_source", "model prediction")],
+)
+def test_a_game_that_is_not_played_is_refused(rule, value, suite_file, data_root, model_folder, tmp_path):
+    request = EvaluationRequest(
+        model=f"local-dir:{model_folder}",
+        suite=str(suite_file(NAMES)),
+        data_root=str(data_root),
+        attacks=(ATTACKS.create("fgsm"),),
+        threats=(ThreatModel(eps="1/255", **{rule: value}),),
+        out=tmp_path / "run",
+    )
+    with pytest.raises(ConfigError, match=rf'threat\.{rule} is "{value}", which evaluate does not play'):
+        evaluate_suite(request)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_linf_budgets_of_the_field_by_default(ironclip, suite_file, data_root, model_folder):

@@ -138,6 +138,8 @@ def test_bad_device(ironclip, suite_file, data_root, recipe_file, model_folder):
     words = ("--data-root", data_root, "--device", "gpu")
     refused(ironclip("eval", f"local-dir:{model_folder}", "--suite", suite_file(NAMES), *words), '"gpu"', '"cpu"')
     refused(ironclip("train", recipe_file(), *words), '"gpu"', '"cpu"')
+    words = ("--data-root", data_root, "--device", "mps")
+    refused(ironclip("train", recipe_file(), *words), '"mps" is not served', '"cpu"')
 
 
 def test_a_device_that_is_not_there(ironclip, recipe_file, data_root):

@@ -189,9 +189,18 @@ def test_what_no_run_can_do_is_refused_before_it_begins(place, value, word, load
     refused(load, {place: value}, word)
 
 
+@pytest.mark.parametrize(("text", "number"), [("1e-4", 1e-4), ("2.5E-5", 2.5e-5), ("1.e+2", 100.0)])
+def test_powers_of_ten_are_numbers_also_without_a_point(text, number, content, tmp_path):
+    # YAML 1.1 takes 1e-4 for text, which nobody means.
+    file = tmp_path / "recipe.yaml"
+    words = yaml.safe_dump(content({"optimisation.lr": 0.625, "title": "3e4 times"}))
+    file.write_text(words.replace("lr: 0.625", f"lr: {text}"))
+    assert load_recipe(file).optimisation.lr == number
+    assert load_recipe(file).title == "3e4 times"
+
+
 def test_text_is_no_number_by_accident(load):
-    # YAML 1.1 takes 1e-4 for text; a recipe is strict, only --set is lenient.
-    refused(load, {"optimisation.lr": "1e-4"}, "recipe.optimisation.lr: Input should be a valid number (got '1e-4')")
+    refused(load, {"optimisation.lr": "1e-4 or so"}, "recipe.optimisation.lr: Input should be a valid number")
 
 
 @pytest.mark.parametrize("length", [{"epochs": 2, "steps": 4}, {"epochs": None, "steps": None}])

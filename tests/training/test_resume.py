@@ -377,6 +377,15 @@ def test_nothing_to_resume(tmp_path):
     assert load_checkpoint(tmp_path, "key", dict(parameters), optimiser) is None
 
 
+def test_a_resume_clears_what_a_kill_left_half_written(tmp_path):
+    parameters, optimiser = stepped()
+    save_checkpoint(tmp_path, "key", Progress(step=1), dict(parameters), optimiser, {})
+    (tmp_path / f".{FILE}.12345.tmp").write_bytes(b"half")
+    (tmp_path / ".other.tmp").write_bytes(b"not ours")
+    load_checkpoint(tmp_path, "key", dict(parameters), optimiser)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.tmp", FILE]
+
+
 def test_a_failure_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     parameters, optimiser = stepped()
     save_checkpoint(tmp_path, "key", Progress(step=1), dict(parameters), optimiser, {})

@@ -143,7 +143,10 @@ def _short_name(model: str) -> str:
 def _status(progress: EvaluationProgress) -> str:
     shares = {"clean": progress.clean_accuracy, "robust": progress.robust_accuracy}
     known = [f"{name} {100 * share:.1f} %" for name, share in shares.items() if share is not None]
-    return f"{', '.join(known)} so far" if known else "attacking"
+    parts = [f"{', '.join(known)} so far"] if known else []
+    if progress.standing is not None:
+        parts.append(f"{progress.standing} of those under attack still stand")
+    return "; ".join(parts)
 
 
 def _records(store: RunStore) -> list[dict[str, Any]]:

@@ -110,6 +110,7 @@ class EvaluationProgress:
         total: Its samples in this shard.
         clean_accuracy: Of the samples done in this sitting, None before the first.
         robust_accuracy: Likewise, under the attack.
+        standing: Samples of the chunk under way that the attack has not broken yet, None between chunks.
     """
 
     unit: str
@@ -117,6 +118,7 @@ class EvaluationProgress:
     total: int
     clean_accuracy: float | None
     robust_accuracy: float | None
+    standing: int | None = None
 
 
 @dataclass(frozen=True)
@@ -151,8 +153,8 @@ class _Unit:
     record: UnitRecord
     settings: DriverSettings
 
-    def attack_chunk(self, samples: Sequence[Sample]) -> Outcome:
-        """Attack the samples of a chunk.
+    def attack_chunk(self, samples: Sequence[Sample], step: Callable[[int, int], None]) -> Outcome:
+        """Attack the samples of a chunk; `step` is told (broken, standing) after each step of the attack.
 
         Raises:
             DataError: Their images differ in size.
@@ -163,7 +165,14 @@ class _Unit:
         pixels = self.acting(samples)
         keys = [sample.key for sample in samples]
         return run_attack(
-            self.attack, objective, pixels, keys, self.threat, seed=self.request.seed, settings=self.settings
+            self.attack,
+            objective,
+            pixels,
+            keys,
+            self.threat,
+            seed=self.request.seed,
+            settings=self.settings,
+            progress=step,
         )
 
     def acting(self, samples: Sequence[Sample]) -> Tensor:
@@ -243,6 +252,8 @@ def evaluate_suite(
         raise ConfigError("no attack or no threat model was given.", "Give at least one of each.")
     if request.search_dtype not in PRECISIONS:
         raise ConfigError(f'search dtype "{request.search_dtype}".', f"Give one of {', '.join(PRECISIONS)}.")
+    for threat in request.threats:
+        _refuse_other_games(threat)
     suite = load_suite(request.suite, request.data_root)
     entries = [suite.entry(name) for name in request.datasets] if request.datasets else list(suite.entries)
     infos = [entry.open(strict=request.strict) for entry in entries]
@@ -278,6 +289,17 @@ def evaluate_suite(
     return store
 
 
+def _refuse_other_games(threat: ThreatModel) -> None:
+    """Refuse a game that is not the one played here, so that no row is filed under rules that it did not follow."""
+    played = {"goal": "untargeted", "knowledge": "white-box", "label_source": "ground truth"}
+    for rule, value in played.items():
+        if getattr(threat, rule) != value:
+            raise ConfigError(
+                f'threat.{rule} is "{getattr(threat, rule)}", which evaluate does not play: it plays "{value}".',
+                f'Leave threat.{rule} at "{value}".',
+            )
+
+
 def _classifiers(request: EvaluationRequest, infos: Sequence[SuiteDataset]) -> list[Classifier]:
     """Load the model once and make a classifier of it for each data set."""
     if request.model.startswith("python:"):
@@ -310,14 +332,19 @@ def _evaluate_unit(unit: _Unit, store: RunStore, progress: Callable[[EvaluationP
     done = store.done_ids(name)
     unreadable: dict[str, str] = {}
     finished, clean_right, robust_right, counted = len(done & set(samples.keys)), 0, 0, 0
+
+    def show(standing: int | None = None) -> None:
+        if progress:
+            clean, robust = (right / counted if counted else None for right in (clean_right, robust_right))
+            progress(EvaluationProgress(name, finished, len(samples), clean, robust, standing))
+
     for chunk, batch in _chunks(samples, done, unit.request.strict, unreadable):
-        outcome = unit.attack_chunk(batch)
+        outcome = unit.attack_chunk(batch, lambda broken, standing: show(standing))
         store.write_chunk(name, chunk, unit.rows(batch, outcome), unit.images(batch, outcome))
         finished, counted = finished + len(batch), counted + len(batch)
         clean_right += int((~outcome.clean.broken).sum())
         robust_right += int((~outcome.broken).sum())
-        if progress:
-            progress(EvaluationProgress(name, finished, len(samples), clean_right / counted, robust_right / counted))
+        show()
     if unreadable:
         store.note_unreadable(name, unreadable)
 

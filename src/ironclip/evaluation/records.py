@@ -8,6 +8,7 @@ the first field that differs. Source: evaluation plan 1.6 and 6.7. What may diff
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -71,6 +72,11 @@ class AttackInfo:
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hash(self) -> str:
+        """Of the name and all settings: tells two settings of one attack apart."""
+        return hashlib.sha256(json.dumps([self.name, self.settings], sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def label(self) -> str:
@@ -174,8 +180,8 @@ class UnitRecord:
 
     @property
     def unit_id(self) -> str:
-        """`DATASET--ATTACK--THREATHASH`, safe as a file name."""
-        parts = (self.dataset, self.attack.name, self.threat.hash[:8])
+        """`DATASET--ATTACK--SETTINGSHASH--THREATHASH`, safe as a file name."""
+        parts = (self.dataset, self.attack.name, self.attack.hash[:4], self.threat.hash[:8])
         return "--".join(re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in parts)
 
 

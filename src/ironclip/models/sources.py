@@ -318,6 +318,8 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f'"{name}" is no device.', 'Write "cpu", "cuda" or "cuda:1".') from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f'device "{name}" is not served.', 'Write "cpu", "cuda" or "cuda:1".')
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f'device "{name}" asked for, this machine has {count} CUDA devices.', 'Use "cpu".')

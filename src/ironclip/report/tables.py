@@ -206,7 +206,9 @@ def _budget(dataset: str, units: Sequence[_Unit], models: Sequence[Model]) -> Bu
                 "Evaluate both under one threat model, or write two reports.",
             )
     attacks = {
-        index: sorted((unit.record.attack for unit in units if unit.model == index), key=lambda attack: attack.name)
+        index: sorted(
+            (unit.record.attack for unit in units if unit.model == index), key=lambda attack: (attack.name, attack.hash)
+        )
         for index in sorted({unit.model for unit in units})
     }
     for index, tried in attacks.items():

@@ -71,7 +71,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path, key: str, parameters: dict[str, Tensor], optimiser: torch.optim.Optimizer
 ) -> tuple[Progress, dict[str, Tensor]] | None:
-    """Restore a run in place; None if there is nothing to resume.
+    """Restore a run in place; None if there is nothing to resume. Removes what a killed process had half written.
 
     Returns:
         Where the run stands, and the best weights so far.
@@ -80,6 +80,8 @@ def load_checkpoint(
         ResumeError: The checkpoint is of another run (recipe, data or weights), or damaged.
     """
     path = folder / FILE
+    for half in folder.glob(f".{FILE}.*.tmp"):
+        half.unlink()
     if not path.exists():
         return None
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -248,7 +249,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _read(file: Path) -> Any:
     try:
         # JSON is not quite YAML: its 3e-05 is a number.
-        return json.loads(file.read_text()) if file.suffix == ".json" else yaml.safe_load(file.read_text())
+        return json.loads(file.read_text()) if file.suffix == ".json" else _number(yaml.safe_load(file.read_text()))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is not JSON: line {error.lineno}.", "Give the run.json of a run.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -352,13 +353,15 @@ def _override(content: dict[str, Any], override: str) -> None:
         raise ConfigError(f'--set "{override}": {text} is not YAML.', "Close brackets and quotes.") from None
 
 
+_POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
 def _number(value: Any) -> Any:
     """Read `1e-4` as people mean it: YAML takes it for text, since it has no dot."""
+    if isinstance(value, dict):
+        return {key: _number(entry) for key, entry in value.items()}
     if isinstance(value, list):
         return [_number(entry) for entry in value]
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() else value
-        except ValueError:
-            return value
+    if isinstance(value, str) and _POWER_OF_TEN.fullmatch(value):
+        return float(value)
     return value

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from ironclip.data.classes import check_class_names
+from ironclip.data.classes import check_class_names, colliding_names
 from ironclip.data.contract import Dataset
 from ironclip.data.images import stack_images
 from ironclip.data.order import epoch_order, hold_out, keep_labels, limit, read_batches
@@ -21,6 +22,8 @@ from ironclip.training.optimisation import build_optimiser
 from ironclip.training.recipe import Recipe
 from ironclip.training.trainer import Trainer
 from ironclip.training.validation import HeldOut
+
+logger = logging.getLogger(__name__)
 
 
 def prepare(recipe: Recipe, *, device: str, data_root: str, strict: bool) -> Trainer:
@@ -83,6 +86,8 @@ def _prompts(
     """Return class names and templates: the recipe's, or those of the source; None where there is no need."""
     templates = recipe.data.templates or data.templates
     if data.labels is not None and names and templates:
+        for name, labels in colliding_names(names):
+            logger.warning('%s: the classes %s share the name "%s".', data.source, labels, name)
         return names, templates
     if method.reads_classes:
         missing = "labels" if data.labels is None else "class names" if not names else "templates"
