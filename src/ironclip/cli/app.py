@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import ironclip
-from ironclip.cli import doctor, evaluate, listing, merge, report, train, validate
+from ironclip.cli import doctor, evaluate, listing, merge, pretrain, report, train, validate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,5 +35,6 @@ app.command("eval")(evaluate.eval_command)
 app.command("report")(report.report_command)
 app.command("merge")(merge.merge_command)
 app.command("validate")(validate.validate_command)
+app.command("pretrain")(pretrain.pretrain_command)
 app.command("list")(listing.list_command)
 app.command("doctor")(doctor.doctor_command)

@@ -4,6 +4,7 @@
     torchvision:CIFAR100?root=DATA&split=test
     folder:DATA/pets?split=test&size=224   one folder a class, or images without labels
     hf:DATA/food101?split=validation       a folder that the package datasets saved
+    bundled:shapes?split=test              what comes with IronCLIP: digits, shapes
 
 A new kind is one file with a reader, and its line in `_READERS`.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ironclip.data.bundled_sets import BundledOptions, open_bundled
 from ironclip.data.folder import FolderOptions, open_folder
 from ironclip.data.hf import HfOptions, open_hf
 from ironclip.data.options import ReaderOptions
@@ -32,6 +34,7 @@ class _Reader:
 
 
 _READERS = {
+    "bundled": _Reader(BundledOptions, open_bundled),
     "folder": _Reader(FolderOptions, open_folder),
     "hf": _Reader(HfOptions, open_hf),
     "torchvision": _Reader(TorchvisionOptions, open_torchvision),

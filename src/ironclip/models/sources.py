@@ -1,5 +1,6 @@
 """Model sources: one string says which model, and it is loaded safely or refused in words.
 
+    tiny                                    the small CLIP that comes with IronCLIP, for 32 x 32 pixels
     open_clip:ViT-B-32/laion2b_s34b_b79k    weights that open_clip knows; downloaded once
     open_clip:ViT-B-32/random?seed=0        random weights, for benchmarks and tests
     hf-hub:ORG/NAME                         a repository in open_clip's layout, or transformers' CLIP
@@ -52,6 +53,9 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
+BUNDLED = Path(__file__).parent
+"""Models that come with IronCLIP, a folder each."""
+
 _RANDOM = re.compile(r"random(?:\?seed=(\d+))?")
 
 
@@ -72,7 +76,7 @@ def load_model(source: str, *, device: str = "cpu", fast: bool = True) -> CLIPMo
         RegistryError: open_clip has no such architecture or no such weights; near names are shown.
         WeightsError: Files are missing, are not weights, or do not fit.
     """
-    target = _device(device)
+    target = check_device(device)
     kind, where = _split(source)
     if kind == "python":
         raise ConfigError(
@@ -103,7 +107,7 @@ def load_classifier(
     kind, where = _split(source)
     if kind != "python":
         return ZeroShotClassifier(load_model(source, device=device, fast=fast), class_names, templates)
-    target = _device(device)
+    target = check_device(device)
     call = call_factory(where)
     return PythonClassifier(call.to(target) if isinstance(call, nn.Module) else call, target, class_names)
 
@@ -276,9 +280,15 @@ def _read_layout(files: Files) -> tuple[Blueprint, tuple[str, str], Callable[[di
 
 
 def _open_tiny(source: str, where: str) -> tuple[nn.Module, ModelSpec]:
-    raise WeightsError(
-        'the bundled model "tiny" is not part of this version.', "Give a folder in open_clip's layout: local-dir:PATH."
-    )
+    if where:
+        raise ConfigError(f'"{source}" says more than "tiny".', "Write tiny.")
+    folder = Folder(BUNDLED / "tiny")
+    if folder.find(CONFIG) is None:
+        raise WeightsError(
+            'the bundled model "tiny" is not part of this version.',
+            "Give a folder in open_clip's layout: local-dir:PATH.",
+        )
+    return _open_files(source, folder)
 
 
 _OPENERS: dict[str, Callable[[str, str], tuple[nn.Module, ModelSpec]]] = {
@@ -313,7 +323,12 @@ def _split(source: str) -> tuple[str, str]:
     )
 
 
-def _device(name: str) -> torch.device:
+def check_device(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        ConfigError: No such device, or not on this machine.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:

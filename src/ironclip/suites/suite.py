@@ -1,8 +1,8 @@
 """Load a suite: one YAML file that says what is measured, and under which words.
 
-A suite fixes samples (source, labels kept, count, sha256 of the shards), class names, templates and metrics; its hash
-covers all of them and nothing else, so titles and notes may be mended. Anything that moves a score raises `version`.
-A class list lies in `classes/`, a file of its own with the sha256 of its names.
+A suite fixes samples (source, labels kept, count, sha256 of the shards or fingerprint of the whole), class names,
+templates and metrics; its hash covers all of them and nothing else, so titles and notes may be mended. Anything that
+moves a score raises `version`. A class list lies in `classes/`, a file of its own with the sha256 of its names.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class EntrySpec(pydantic.BaseModel):
     metrics: tuple[Metric, ...] = pydantic.Field(default=("top1",), min_length=1)
     count: pydantic.PositiveInt | None = None
     sha256: dict[str, str] = {}
+    fingerprint: str | None = None
     coding: str = ""
     note: str = ""
 
@@ -137,7 +138,10 @@ class SuiteEntry:
 
     def content(self) -> dict[str, Any]:
         """Return everything of the entry that decides a score."""
-        written = self.spec.model_dump(mode="json", exclude={"title", "classes", "keep_labels", "coding", "note"})
+        prose = {"title", "classes", "keep_labels", "coding", "note"}
+        # Without a fingerprint the hash is that of the versions which knew none.
+        absent = {"fingerprint"} if self.spec.fingerprint is None else set()
+        written = self.spec.model_dump(mode="json", exclude=prose | absent)
         return written | {"kept": self.kept, "class_names": self.class_names}
 
     def open(self, *, strict: bool = False) -> SuiteDataset:
@@ -147,18 +151,20 @@ class SuiteEntry:
             strict: Refuse data of which anything is lost.
 
         Raises:
-            DataError: They are missing, not labelled, not of the stated sha256 or count, or do not fit the names.
+            DataError: They are missing, not labelled, not of the stated sha256, fingerprint or count, or do not fit
+                the names.
         """
         try:
             stored = open_dataset(self.source, strict=strict)
             self._check_shards(stored)
+            self._check_fingerprint(stored)
             dataset = self._select(stored)
             check_class_names(self.class_names, dataset.labels or ())
             self._check_count(dataset)
         except DataError as error:
+            place = f" The suite looks for its data under {self.data_root}." if "{data}" in self.spec.source else ""
             raise DataError(
-                f'suite "{self.suite}", data set "{self.name}": {error.problem}',
-                f"{error.remedy} The suite looks for its data under {self.data_root}.",
+                f'suite "{self.suite}", data set "{self.name}": {error.problem}', f"{error.remedy}{place}"
             ) from error
         spec = self.spec
         return SuiteDataset(
@@ -199,6 +205,14 @@ class SuiteEntry:
                     "Numbers of a suite hold for the stated bytes only: fetch the data again, or raise the suite's "
                     "version with new hashes.",
                 )
+
+    def _check_fingerprint(self, stored: StoredDataset) -> None:
+        if self.spec.fingerprint not in (None, stored.fingerprint):
+            raise DataError(
+                f"{stored.source} has the fingerprint {stored.fingerprint}, expected {self.spec.fingerprint}.",
+                "Numbers of a suite hold for the stated content only: bring it back, or raise the suite's version "
+                "with the new fingerprint.",
+            )
 
     def _check_count(self, dataset: Subset) -> None:
         # Samples that opening has lost are on record already, and are not a reason to stop.
@@ -296,7 +310,9 @@ def _resolve(entry: EntrySpec, suite: str, path: Path, data_root: Path) -> Suite
     elif entry.names == "kept":
         raise ConfigError(f"{entry.name}: names: kept without keep_labels.", "Say which labels, or write names: all.")
     if entry.sha256 and not entry.source.startswith("wds:"):
-        raise ConfigError(f"{entry.name}: sha256 with {entry.source}.", "Only shards (wds:) have hashes; leave it out.")
+        raise ConfigError(
+            f"{entry.name}: sha256 with {entry.source}.", "Only shards (wds:) have hashes: write fingerprint instead."
+        )
     names = tuple(classes.names[label] for label in kept) if kept and entry.names == "kept" else classes.names
     fill_templates(names[0], entry.templates)
     return SuiteEntry(suite, entry, data_root, kept, names)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from ironclip.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from ironclip.training.recipe import Recipe
 from ironclip.training.run_record import RunLog, run_key, write_record
 from ironclip.training.setup import prepare
+from ironclip.training.stopping import stop_signals
 from ironclip.training.sweep import choose
 from ironclip.training.trainer import Trainer
 from ironclip.training.validation import Validation
@@ -121,7 +119,7 @@ def train(
             )
         return save_checkpoint(out, key, trainer.progress, dict(trainer.parameters), trainer.optimiser, best)
 
-    with _stop_signals() as stopped:
+    with stop_signals() as stopped:
         for epoch, samples in trainer.batches(strict):
             if trainer.progress.step >= trainer.steps:
                 break
@@ -181,33 +179,3 @@ def _finish(trainer: Trainer, out: Path, best: Mapping[str, Tensor]) -> Path:
     }
     write_atomically(out / RESULT, json.dumps(done, indent=1).encode())
     return out
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[BaseException]]:
-    """Turn SIGTERM and Ctrl-C into an exception that the loop raises after its step; handlers are put back.
-
-    A second Ctrl-C is not waited for.
-    """
-    stopped: list[BaseException] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def terminate(*_: object) -> None:
-        stopped.append(SystemExit(143))
-
-    def interrupt(*_: object) -> None:
-        if stopped:
-            raise KeyboardInterrupt
-        stopped.append(KeyboardInterrupt())
-
-    before = {
-        number: signal.signal(number, handler)
-        for number, handler in ((signal.SIGTERM, terminate), (signal.SIGINT, interrupt))
-    }
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
-import yaml
 from pydantic import ConfigDict, Field
 
 from ironclip.attacks.base import ATTACKS, Attack
@@ -21,6 +18,7 @@ from ironclip.data.classes import fill_templates
 from ironclip.errors import ConfigError, IronClipError, did_you_mean
 from ironclip.methods.base import METHODS, Method
 from ironclip.registry import Registry, build, explain
+from ironclip.training.recipe_file import known_keys, read_recipe_file
 
 T = TypeVar("T")
 
@@ -233,34 +231,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ConfigError: With all problems of the file at once: unknown keys (near ones shown), wrong types, unknown
             method or attack, a `python:` model (code is run from the command line only).
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"there is no recipe {file}.", "Give the path of a YAML file; recipes/ holds examples.")
-    content = _read(file)
-    if isinstance(content, dict) and isinstance(content.get("recipe"), dict) and "command" in content:
-        content = content["recipe"]
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds no mapping.", "A recipe is key: value; recipes/ holds examples.")
-    for override in overrides:
-        _override(content, override)
-    return check_recipe(content)
-
-
-def _read(file: Path) -> Any:
-    try:
-        # JSON is not quite YAML: its 3e-05 is a number.
-        return json.loads(file.read_text()) if file.suffix == ".json" else _number(yaml.safe_load(file.read_text()))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file} is not JSON: line {error.lineno}.", "Give the run.json of a run.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = f" near line {line + 1}" if line is not None else ""
-        raise ConfigError(f"{file} is not YAML{place}.", "Mend the file; indent with spaces.") from None
+    return check_recipe(read_recipe_file(path, overrides))
 
 
 def check_recipe(content: dict[str, Any]) -> Recipe:
     """Check the content of a recipe; raises as `load_recipe`."""
-    known, problems = _known_keys(content, Recipe, "")
+    known, problems = known_keys(content, Recipe)
     recipe: Recipe | None = None
     try:
         recipe = Recipe.model_validate(known)
@@ -315,53 +291,3 @@ def _check_data(recipe: Recipe) -> None:
             f"optimisation.warmup_steps is {settings.warmup_steps}, of {settings.steps} steps in all.",
             "Warm up for fewer steps than the run has.",
         )
-
-
-def _known_keys(
-    content: dict[str, Any], model: type[pydantic.BaseModel], prefix: str
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the content without unknown keys, and a line for each of these."""
-    known, problems = {}, []
-    for key, value in content.items():
-        if key not in model.model_fields:
-            problems.append(f'unknown key "{prefix}{key}".{did_you_mean(str(key), model.model_fields)}')
-            continue
-        known[key] = value
-        annotation = model.model_fields[key].annotation
-        for section in (annotation, *get_args(annotation)):
-            if isinstance(section, type) and issubclass(section, pydantic.BaseModel) and isinstance(value, dict):
-                known[key], more = _known_keys(value, section, f"{prefix}{key}.")
-                problems += more
-    return known, problems
-
-
-def _override(content: dict[str, Any], override: str) -> None:
-    place, separator, text = override.partition("=")
-    if not separator or not place:
-        raise ConfigError(f'--set "{override}" is not key=value.', "Write, say, --set optimisation.lr=1e-4")
-    *parents, last = place.split(".")
-    section = content
-    for parent in parents:
-        section = section.setdefault(parent, {})
-        if not isinstance(section, dict):
-            raise ConfigError(
-                f'--set "{override}": {parent} is no section.', "Give the path of a value, such as data.train."
-            )
-    try:
-        section[last] = _number(yaml.safe_load(text))
-    except yaml.YAMLError:
-        raise ConfigError(f'--set "{override}": {text} is not YAML.', "Close brackets and quotes.") from None
-
-
-_POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
-
-
-def _number(value: Any) -> Any:
-    """Read `1e-4` as people mean it: YAML takes it for text, since it has no dot."""
-    if isinstance(value, dict):
-        return {key: _number(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_number(entry) for entry in value]
-    if isinstance(value, str) and _POWER_OF_TEN.fullmatch(value):
-        return float(value)
-    return value

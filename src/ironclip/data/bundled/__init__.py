@@ -1,0 +1,1 @@
+"""Small data sets that come with IronCLIP: nothing to fetch, the same bytes on every machine."""

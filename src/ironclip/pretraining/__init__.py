@@ -1,0 +1,1 @@
+"""Making a CLIP from nothing: the language first, then the images."""
