@@ -12,7 +12,7 @@ from ironclip.cli.output import say, say_json
 
 
 def validate_command(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file, or a name such as quickstart/tecoa.")],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value, as train does.", metavar="KEY=VALUE")
     ] = None,
@@ -22,9 +22,15 @@ def validate_command(
 
     Needs no data, no weights and no GPU.
     """
+    from ironclip.training.bundled_recipes import recipe_path
     from ironclip.training.recipe import load_recipe
+    from ironclip.training.recipe_file import read_recipe_file
 
-    checked = load_recipe(recipe, overrides or [])
+    path, changes = recipe_path(recipe), overrides or []
+    if "architecture" in read_recipe_file(path, changes):
+        _pretraining(path, changes, json)
+        return
+    checked = load_recipe(path, changes)
     if json:
         say_json(checked.model_dump(mode="json"))
         return
@@ -37,3 +43,19 @@ def validate_command(
     say(f"  optimisation  {settings.optimiser}, lr {settings.lr}, batch {settings.batch_size}, {length}")
     say(f"  data          {checked.data.train}")
     say(f"  model         {checked.model}")
+
+
+def _pretraining(path: Path, changes: list[str], json: bool) -> None:
+    """Check a recipe of `ironclip pretrain`, which alone has an architecture."""
+    from ironclip.pretraining.recipe import load_pretrain_recipe
+
+    checked = load_pretrain_recipe(path, changes)
+    if json:
+        say_json(checked.model_dump(mode="json"))
+        return
+    images = checked.images
+    batch = sum(source.per_batch for source in images.sources.values())
+    say(f"{path} is a recipe of pre-training: {checked.title or path.stem}")
+    say(f"  words         {checked.language.distillation.steps} steps to {checked.language.targets}")
+    say(f"  images        {images.steps} steps of {batch}, {images.optimiser}, lr {images.lr}")
+    say(f"  data          {', '.join(source.source for source in images.sources.values())}")

@@ -158,11 +158,9 @@ def _classes(
     check_class_names(data.class_names, data.labels)
     words: list[list[str]] = [[class_name] for class_name in data.class_names]
     if settings.synonyms is not None:
-        folder = Path(settings.synonyms.replace("{data}", data_root))
+        more = read_class_words(Path(settings.synonyms.replace("{data}", data_root)))
         for label, own in enumerate(words):
-            others = [entry for entry in range(len(words)) if entry != label]
-            more = read_class_words(folder, without_labels=others)
-            own += [word for word in more if alike(word) not in {alike(known) for known in own}]
+            own += [word for word in more.get(label, ()) if alike(word) not in {alike(known) for known in own}]
     present = sorted(set(data.labels))
     return keep_labels(data, present, relabel=True), [words[label] for label in present], list(templates)
 

@@ -215,10 +215,7 @@ class _Run:
         else:
             texts = self.prompts[part.name].draw(part.name, self.seed, step)
             labels = part.labels[rows].to(features.device)
-        loss = prompt_loss(features, texts, labels, partner, own, scale)
-        if settings.align:
-            loss = loss + settings.align * own * (1 - (features * texts[labels]).sum(dim=1))
-        return loss.mean()
+        return prompt_loss(features, texts, labels, partner, own, scale).mean()
 
     def _kept(self, keys: list[str], epochs: list[int], step: int) -> Tensor | None:
         if self.settings.patches == 1 or step >= self.settings.stable_steps:

@@ -40,8 +40,6 @@ RESULT = "result.json"
 # So many words and sentences tell how well the rest is learned.
 _MEASURED = 4096
 _BATCH = 512
-# Of the gradient; it is far below except in the first steps.
-_LARGEST_NORM = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +150,7 @@ def distil(
     seed: int = 0,
     progress: Callable[[LanguageProgress], None] | None = None,
 ) -> LanguageResult:
-    """Train the text tower of a model to targets, or go on where `out` holds a checkpoint; the same bit for bit.
+    """Train the text tower of a model to targets, or go on where `out` holds a checkpoint: on a CPU to the same bits.
 
     Nothing but the text tower is read or changed. Afterwards no gradients are left.
 
@@ -191,11 +189,11 @@ def distil(
     if state.step >= settings.steps and (out / RESULT).is_file():
         return LanguageResult(**json.loads((out / RESULT).read_text()))
     log = RunLog(out, state.step)
-    rows = targets.rows.to(model.device)
+    work = _Distillation(model, targets.phrases, targets.rows.to(model.device), optimiser, settings, seed)
     began, first = time.monotonic(), state.step
     with stop_signals() as stopped:
         while state.step < settings.steps:
-            logged = _step(model, targets.phrases, rows, optimiser, settings, seed, state.step)
+            logged = work.step(state.step)
             state.step += 1
             rate = (state.step - first) * settings.batch_size / (time.monotonic() - began)
             log.write({"step": state.step, **logged, "texts_per_second": rate})
@@ -223,11 +221,9 @@ def draw(phrases: Phrases, settings: LanguageSettings, seed: int, step: int) -> 
     sentences = round(settings.sentence_share * settings.batch_size) if phrases.sentences else 0
     words = settings.batch_size - sentences - round(settings.class_share * settings.batch_size) if phrases.words else 0
     ends = np.cumsum([len(phrases.class_names), len(phrases.words), len(phrases.sentences)])
-    picked = np.concatenate([
-        random.integers(0, ends[0], settings.batch_size - words - sentences),
-        random.integers(ends[0], ends[1], words) if words else np.empty(0, dtype=np.int64),
-        random.integers(ends[1], ends[2], sentences) if sentences else np.empty(0, dtype=np.int64),
-    ])  # fmt: skip
+    counts = (settings.batch_size - words - sentences, words, sentences)
+    spans = ((0, ends[0]), (ends[0], ends[1]), (ends[1], ends[2]))
+    picked = np.concatenate([random.integers(*span, count) for span, count in zip(spans, counts, strict=True) if count])
     templates = random.integers(0, len(settings.templates), settings.batch_size)
     everything = phrases.all
     texts = [
@@ -252,31 +248,34 @@ def measure(model: CLIPModel, targets: Targets, settings: LanguageSettings, *, s
     )
 
 
-def _step(
-    model: CLIPModel,
-    phrases: Phrases,
-    rows: Tensor,
-    optimiser: torch.optim.Optimizer,
-    settings: LanguageSettings,
-    seed: int,
-    step: int,
-) -> dict[str, float]:
-    """Do one optimiser step, and return what is logged of it; the step is the last where a figure is not finite."""
-    optimisation = settings.optimisation()
-    for group in optimiser.param_groups:
-        group["lr"] = learning_rate(step, settings.steps, optimisation)
-    texts, picked = draw(phrases, settings, seed, step)
-    ids = model.tokenize(texts)
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        features = text_features(model, ids)
-    loss = 1 - (features * rows[torch.tensor(picked, device=rows.device)]).sum(dim=1).mean()
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    norm = nn.utils.clip_grad_norm_(parameters, _LARGEST_NORM)
-    if torch.isfinite(norm):
-        optimiser.step()
-    return {"lr": optimiser.param_groups[0]["lr"], "loss": loss.item(), "gradient_norm": norm.item()}
+@dataclass(frozen=True)
+class _Distillation:
+    """What a step needs."""
+
+    model: CLIPModel
+    phrases: Phrases
+    rows: Tensor
+    optimiser: torch.optim.Optimizer
+    settings: LanguageSettings
+    seed: int
+
+    def step(self, number: int) -> dict[str, float]:
+        """Do one optimiser step, and return what is logged of it; one that is not finite changes nothing."""
+        rate = learning_rate(number, self.settings.steps, self.settings.optimisation())
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        texts, picked = draw(self.phrases, self.settings, self.seed, number)
+        ids = self.model.tokenize(texts)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            features = text_features(self.model, ids)
+        loss = 1 - (features * self.rows[torch.tensor(picked, device=self.rows.device)]).sum(dim=1).mean()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [parameter for group in self.optimiser.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf)  # without a bound it only measures
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        return {"lr": rate, "loss": loss.item(), "gradient_norm": norm.item()}
 
 
 def _cosines(model: CLIPModel, texts: Sequence[str], rows: Tensor) -> Tensor:

@@ -138,18 +138,16 @@ def read_wordnet(folder: Path) -> list[str]:
     return list(lemmas)
 
 
-def read_class_words(folder: Path, *, without_labels: Collection[int] = ()) -> list[str]:
-    """Read how the classes of a data set are called: prompt name, name, synonyms, from its `classes.json`.
+def read_class_words(folder: Path) -> dict[int, list[str]]:
+    """Read how the classes of a data set are called, by label: prompt name, name, synonyms, from its `classes.json`.
 
     Args:
         folder: The data set.
-        without_labels: Classes to leave out.
 
     Raises:
         DataError: There is no such file, or it is not a list of classes.
     """
-    entries = [entry for entry in _read_classes(folder) if entry["label"] not in without_labels]
-    return [word for entry in entries for word in _words_of(entry)]
+    return {entry["label"]: _words_of(entry) for entry in _read_classes(folder)}
 
 
 def read_unseen(data_root: Path) -> dict[str, dict[int, list[str]]]:
@@ -166,7 +164,7 @@ def read_unseen(data_root: Path) -> dict[str, dict[int, list[str]]]:
     for name, entries in _read_json(path).items():
         if not isinstance(entries, list):
             continue  # notes on how they were drawn
-        words = {entry["label"]: _words_of(entry) for entry in _read_classes(data_root / name)}
+        words = read_class_words(data_root / name)
         absent = [entry["label"] for entry in entries if entry["label"] not in words]
         if absent:
             raise DataError(f"{path} names label {absent[0]} of {name}, which has none.", "Fetch both files anew.")

@@ -90,13 +90,13 @@ def pretrain(
         seed=recipe.seed,
         strict=strict,
     )
-    phrases = corpus_phrases(
-        corpus,
-        words=read_wordnet(Path(_place(recipe.language.wordnet, data_root))),
-        without=[word for classes in unseen.values() for words in classes.values() for word in words],
-    )
+    # Classes that are kept back to compare recipes are to be as unknown as those that must never be met.
+    untaught = [word for classes in unseen.values() for words in classes.values() for word in words]
+    untaught += [word for part in corpus.unmet for words in part.words for word in words]
+    words = read_wordnet(Path(_place(recipe.language.wordnet, data_root)))
+    phrases = corpus_phrases(corpus, words=words, without=untaught)
     show = progress or (lambda _: None)
-    targets = _targets(recipe, phrases, unseen, out / "language", data_root, show)
+    targets = _targets(recipe, phrases, untaught, out / "language", data_root, show)
     _write_record(out, recipe, corpus, targets, command=command, device=device)
 
     def tell_language(state: LanguageProgress) -> None:
@@ -149,9 +149,8 @@ def fresh_model(architecture: dict[str, Any], seed: int) -> CLIPModel:
 
 def corpus_phrases(corpus: Corpus, *, words: Sequence[str], without: Sequence[str]) -> Phrases:
     """Gather what the text tower is taught: the names of all classes, a vocabulary, captions."""
-    parts = (*corpus.parts, *corpus.unmet)
-    names = [word for part in parts for own in part.words for word in own]
-    captions = [caption for part in parts for own in part.captions for caption in own]
+    names = [word for part in corpus.parts for own in part.words for word in own]
+    captions = [caption for part in corpus.parts for own in part.captions for caption in own]
     return gather_phrases(names, words, captions, without=without)
 
 
@@ -167,15 +166,9 @@ def embed_texts(model: CLIPModel, texts: Sequence[str]) -> Tensor:
 
 
 def _targets(
-    recipe: PretrainRecipe,
-    phrases: Phrases,
-    unseen: dict[str, dict[int, list[str]]],
-    cache: Path,
-    data_root: str,
-    show: Show,
+    recipe: PretrainRecipe, phrases: Phrases, untaught: Sequence[str], cache: Path, data_root: str, show: Show
 ) -> Targets:
     section = recipe.language
-    without = {word for classes in unseen.values() for words in classes.values() for word in words}
     clip_text = None
     if section.targets.kind != "sentence":
         if section.clip_text is None:
@@ -183,7 +176,7 @@ def _targets(
                 f'language.targets.kind is "{section.targets.kind}" without language.clip_text.',
                 "Give the folder of CLIP's text embeddings, or kind: sentence.",
             )
-        clip_text = read_clip_text(Path(_place(section.clip_text, data_root)), without=without)
+        clip_text = read_clip_text(Path(_place(section.clip_text, data_root)), without=untaught)
     encoder = SentenceEncoder(Path(_place(section.encoder, data_root)))
 
     def tell(done: int, total: int) -> None:

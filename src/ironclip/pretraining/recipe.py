@@ -93,8 +93,6 @@ class ImagesSection(pydantic.BaseModel):
         weight_decay: Decoupled.
         optimiser: "muon" for the matrices of the blocks (AdamW for the rest), or "adamw" for all.
         patches: Share of the patches that an image shows until the rate falls; then all.
-        align: Weight of one minus the cosine of an image to its text, which holds the image where the text lies and not
-            only away from the other classes.
         captions_against: Texts that a caption is told from.
         ema: Decay of the running mean of the weights, which is the result.
         precision: "bf16" or "float32".
@@ -111,7 +109,6 @@ class ImagesSection(pydantic.BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     optimiser: Literal["muon", "adamw"] = "muon"
     patches: Annotated[float, Field(gt=0, le=1)] = 0.5
-    align: Annotated[float, Field(ge=0)] = 0.0
     captions_against: Count = 1024
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.998
     precision: Literal["bf16", "float32"] = "bf16"
