@@ -61,7 +61,7 @@ class LanguageSettings:
 
     steps: int = 2200
     batch_size: int = 768
-    lr: float = 1e-3
+    lr: float = 2e-3
     warmup_steps: int = 100
     weight_decay: float = 0.01
     class_share: float = 0.25
