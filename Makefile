@@ -11,9 +11,10 @@ export PYTHONPATH := $(CURDIR)/src
 # Evaluated where it is used, so that `make clean` installs nothing.
 BIN = $(or $(shell env -u PYTHONPATH $(PYTHON) tools/environment.py),$(error the environment could not be made, see above))/bin
 
-.PHONY: help install test test-all lint format accept clean
+.PHONY: help install quickstart test test-all lint format accept clean
 
 help:
+	@echo "make quickstart      install, then attack a small CLIP, tune it and attack it again, in some minutes"
 	@echo "make install         make the environment and print its folder"
 	@echo "make test            lint, then the tests (not those marked slow or hub)"
 	@echo "make test-all        all tests"
@@ -24,6 +25,9 @@ help:
 
 install:
 	@echo "$(BIN)/ironclip"
+
+quickstart:
+	@"$(BIN)/ironclip" quickstart --out quickstart
 
 # One thread a worker: the models of the tests are too small for more, and threads that wait for each other cost most.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)

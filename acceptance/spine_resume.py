@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,13 +9,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from safetensors.numpy import load_file
 
 from acceptance.claims import SHARED, Claim, Context, Figure, exactly, item
-from acceptance.command_line import IRONCLIP, environment, ironclip, must
-
-PATIENCE = 900.0
-"""Seconds that a run may take to reach its next step."""
+from acceptance.command_line import ironclip, must
+from acceptance.killing import differing_steps, differing_tensors, kill_at
 
 
 def _recipe(steps: int) -> dict[str, Any]:
@@ -50,7 +42,7 @@ LIMIT = 240
         Claim("log", "… and losses of its log that differ", exactly(0)),
     ],
     modules=[
-        *("acceptance.command_line", "ironclip.cli.train", "ironclip.training.engine"),
+        *("acceptance.command_line", "acceptance.killing", "ironclip.cli.train", "ironclip.training.engine"),
         *("ironclip.methods.tecoa", "ironclip.attacks.pgd"),
     ],
     files=["../shared/models/tiny-trial/*", "../shared/data/cifar10/train-*.tar.gz"],
@@ -69,60 +61,12 @@ def kill_resume(context: Context) -> Iterator[Figure]:
 
         must(ironclip(*words("straight")))
         for step in at:
-            _kill_at(step, folder / "killed", words("killed"))
+            kill_at(step, folder / "killed" / "log.jsonl", words("killed"), folder / "output.txt")
         must(ironclip(*words("killed")))
-        straight, killed = (
-            load_file(folder / run / "model" / "open_clip_model.safetensors") for run in ("straight", "killed")
+        weights = [folder / run / "model" / "open_clip_model.safetensors" for run in ("straight", "killed")]
+        different, tensors = differing_tensors(*weights)
+        yield Figure(
+            "weights", different, f"{different} of {tensors} tensors, bit for bit; {steps} steps, killed at {at}"
         )
-        different = [key for key in straight.keys() | killed.keys() if not _same(straight.get(key), killed.get(key))]
-        shown = f"{len(different)} of {len(straight)} tensors, bit for bit; {steps} steps, killed at {at}"
-        yield Figure("weights", len(different), shown)
-        losses = [_losses(folder / run / "log.jsonl") for run in ("straight", "killed")]
-        wrong = sum(losses[0].get(step) != losses[1].get(step) for step in range(1, steps + 1))
-        yield Figure("log", wrong + len(losses[0]) - steps, f"{wrong} of {len(losses[0])} steps")
-
-
-def _kill_at(step: int, out: Path, words: tuple[object, ...]) -> None:
-    """Start or resume a run and kill it as soon as its log tells of a step.
-
-    Raises:
-        RuntimeError: It ended by itself, or never came so far.
-    """
-    log = out / "log.jsonl"
-    earlier = _identity(log)
-    with (out.parent / "output.txt").open("w") as output:
-        command = [*IRONCLIP, *map(str, words)]
-        process = subprocess.Popen(command, env=environment(), stdout=output, stderr=subprocess.STDOUT)
-        began = time.monotonic()
-        try:
-            # A run that goes on replaces the log of its earlier sitting first: only then is it this sitting's.
-            while _identity(log) == earlier or max(_losses(log), default=0) < step:
-                if process.poll() is not None:
-                    said = (out.parent / "output.txt").read_text().strip().splitlines()[-2:]
-                    raise RuntimeError(f"training ended with {process.returncode} before step {step}: {' '.join(said)}")
-                if time.monotonic() - began > PATIENCE:
-                    raise RuntimeError(f"training did not reach step {step} in {PATIENCE:.0f} s")
-                time.sleep(0.002)
-        finally:
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-            code = process.wait()
-    if code != -signal.SIGKILL:
-        raise RuntimeError(f"training ended with {code} before it could be killed at step {step}")
-
-
-def _identity(path: Path) -> int | None:
-    return path.stat().st_ino if path.exists() else None
-
-
-def _losses(log: Path) -> dict[int, float]:
-    """Read the loss of each step that the log tells of; a line that is still being written does not count."""
-    found = {}
-    for line in log.read_text().splitlines(keepends=True):
-        if line.endswith("\n") and "loss" in (entry := json.loads(line)):
-            found[int(entry["step"])] = float(entry["loss"])
-    return found
-
-
-def _same(first: np.ndarray | None, second: np.ndarray | None) -> bool:
-    return first is not None and second is not None and first.tobytes() == second.tobytes()
+        wrong = differing_steps(*(folder / run / "log.jsonl" for run in ("straight", "killed")), steps)
+        yield Figure("log", wrong, f"{wrong} of {steps} steps")

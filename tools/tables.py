@@ -2,6 +2,7 @@
 
     python tools/tables.py                       # make the tables again from docs/results
     python tools/tables.py --natural RUN ...     # first store the figures of these run folders, the reference first
+    python tools/tables.py --quickstart FOLDER   # first store the figures of what `ironclip quickstart` left there
     python tools/tables.py --speed LINE.json     # first store what `python -m benchmarks.vision_speed` printed
 
 A test holds the pages to docs/results.
@@ -55,8 +56,33 @@ def collect(runs: Sequence[Path]) -> list[dict[str, Any]]:
     return entries
 
 
+def collect_quickstart(folder: Path) -> dict[str, Any]:
+    """Return the figures of a quickstart, and what its models were tuned on."""
+    from ironclip.quickstart import ORIGINAL, PLAN
+
+    tuned = [Path(recipe).stem for recipe in PLAN.recipes]
+    records = [json.loads((folder / "train" / name / "run.json").read_text()) for name in tuned]
+    return {
+        "tuned_on": list(dict.fromkeys(record["data"]["source"] for record in records)),
+        "entries": collect([folder / "eval" / name for name in (ORIGINAL, *tuned)]),
+    }
+
+
 def natural(entries: Sequence[dict[str, Any]]) -> str:
-    """Return robustness as Markdown: a block a data set, a line a model, a column a radius."""
+    """Return robustness on natural images as Markdown."""
+    return "\n".join([*_blocks(entries), f"{_games(entries)} {_made_from('natural')}"])
+
+
+def quickstart(content: dict[str, Any]) -> str:
+    """Return robustness on bundled images as Markdown."""
+    sources = ", ".join(f"`{source}`" for source in content["tuned_on"])
+    tuned = f"Tuned on {sources}, on none of the images of these tables."
+    entries = content["entries"]
+    return "\n".join([*_blocks(entries), f"{tuned} {_games(entries)} {_made_from('quickstart')}"])
+
+
+def _blocks(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the lines of the tables: a block a data set, a line a model, a column a radius."""
     lines = []
     for dataset in dict.fromkeys(entry["dataset"] for entry in entries):
         here = [entry for entry in entries if entry["dataset"] == dataset]
@@ -74,15 +100,21 @@ def natural(entries: Sequence[dict[str, Any]]) -> str:
             cells = [_share(own[eps]["robust"]) if eps in own else "" for eps in radii]
             lines.append(f"| {model} | {_share(next(iter(own.values()))['clean'])} | {' | '.join(cells)} |")
         lines.append("")
+    return lines
+
+
+def _games(entries: Sequence[dict[str, Any]]) -> str:
     games = ", ".join(dict.fromkeys(entry["threat"].split(", ", 1)[1] for entry in entries))
     attacks = ", ".join(dict.fromkeys(entry["attack"] for entry in entries))
     suites = ", ".join(dict.fromkeys(str(entry["suite"]) for entry in entries))
-    lines.append(
+    return (
         f"Percent right with 95 % intervals (Wilson); Linf, {games}; attack {attacks} (best iterate, random start), so "
-        f"robust figures are upper bounds. Suite {suites}. Made by `tools/tables.py` from the rows in "
-        "`docs/results/natural.json`."
+        f"robust figures are upper bounds. Suite {suites}."
     )
-    return "\n".join(lines)
+
+
+def _made_from(table: str) -> str:
+    return f"Made by `tools/tables.py` from the rows in `docs/results/{table}.json`."
 
 
 def speed(line: dict[str, Any]) -> str:
@@ -115,8 +147,13 @@ def _share(interval: dict[str, float]) -> str:
 
 TABLES: dict[str, tuple[Path, Callable[[Any], str]]] = {
     "natural": (ROOT / "README.md", natural),
+    "quickstart": (ROOT / "README.md", quickstart),
     "speed": (ROOT / "docs" / "performance.md", speed),
 }
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 def stored(table: str) -> Path:
@@ -143,13 +180,16 @@ def fill(page: str, table: str, content: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--natural", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--quickstart", type=Path, metavar="FOLDER")
     parser.add_argument("--speed", type=Path, metavar="LINE.json")
     options = parser.parse_args(arguments)
     RESULTS.mkdir(parents=True, exist_ok=True)
     if options.natural:
-        stored("natural").write_text(json.dumps(collect(options.natural), indent=1, ensure_ascii=False) + "\n")
+        stored("natural").write_text(_json(collect(options.natural)))
+    if options.quickstart:
+        stored("quickstart").write_text(_json(collect_quickstart(options.quickstart)))
     if options.speed:
-        stored("speed").write_text(json.dumps(json.loads(options.speed.read_text()), indent=1) + "\n")
+        stored("speed").write_text(_json(json.loads(options.speed.read_text())))
     for table, (page, _) in TABLES.items():
         page.write_text(fill(page.read_text(), table, text(table)))
 

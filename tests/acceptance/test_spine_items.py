@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from acceptance.claims import Context
+from safetensors.torch import save_file
 from torch import nn
 
-from acceptance import spine, spine_clone, spine_errors, spine_exact, spine_losses, spine_resume, store
+from acceptance import clones, killing, spine, spine_clone, spine_errors, spine_exact, spine_losses, store
 from ironclip.attacks.driver import run_attack
 from ironclip.attacks.fgsm import FGSM
 from ironclip.attacks.objectives import Misclassify
@@ -104,11 +105,32 @@ def test_errors_counts_faults_of_an_answer(tmp_path, monkeypatch, answer, faults
 
 
 def test_a_line_of_the_log_counts_once_it_is_whole(tmp_path):
-    log = tmp_path / "log.jsonl"
+    log, other = tmp_path / "log.jsonl", tmp_path / "other.jsonl"
     log.write_text(
-        '{"step": 1, "loss": 0.5}\n{"step": 1, "validation": {}}\n{"step": 2, "loss": 0.25}\n{"step": 3, "lo'
+        '{"step": 1, "loss": 0.5, "images_per_second": 7.0}\n{"step": 1, "validation": {}}\n'
+        '{"step": 2, "loss": 0.25}\n{"step": 3, "lo'
     )
-    assert spine_resume._losses(log) == {1: 0.5, 2: 0.25}
+    assert killing.steps_of(log) == {1: {"loss": 0.5}, 2: {"loss": 0.25}}
+    other.write_text('{"step": 1, "loss": 0.5, "images_per_second": 8.0}\n{"step": 2, "loss": 0.2500001}\n')
+    assert killing.differing_steps(log, log, 2) == 0
+    assert killing.differing_steps(log, other, 2) == 1
+    assert killing.differing_steps(log, log, 3) == 1  # a step is missing
+    assert killing.differing_steps(log, log, 1) == 1  # one is too many
+
+
+def test_tensors_differ_in_a_bit_or_a_name(tmp_path):
+    tensors = {"a": torch.zeros(2), "b": torch.ones(2)}
+    save_file(tensors, tmp_path / "one")
+    save_file(tensors | {"b": torch.nextafter(torch.ones(2), torch.zeros(2))}, tmp_path / "two")
+    save_file(tensors | {"c": torch.ones(1)}, tmp_path / "three")
+    assert killing.differing_tensors(tmp_path / "one", tmp_path / "one") == (0, 2)
+    assert killing.differing_tensors(tmp_path / "one", tmp_path / "two") == (1, 2)
+    assert killing.differing_tensors(tmp_path / "one", tmp_path / "three") == (1, 2)
+
+
+def test_a_run_that_ends_by_itself_was_not_killed(tmp_path):
+    with pytest.raises(RuntimeError, match=r"ended with 2 before step 1.*there is no recipe"):
+        killing.kill_at(1, tmp_path / "log.jsonl", ["train", tmp_path / "none.yaml"], tmp_path / "output.txt")
 
 
 @pytest.mark.parametrize(("recipe", "exits"), [("@echo 7 passed", {0.0}), ("@echo 1 failed; exit 1", {2.0})])
@@ -124,7 +146,7 @@ def test_a_clone_runs_make_test_twice_with_an_environment_of_its_own(tmp_path, m
     git("add", ".")
     git("commit", "-q", "-m", "first")
     (origin / "Makefile").write_text("test:\n\t@false\n")  # not committed, so not cloned
-    for module in (spine_clone, store):
+    for module in (clones, store):
         monkeypatch.setattr(module, "ROOT", origin)
     found = {figure.claim: figure for figure in spine_clone.fresh_clone.measure(Context(tmp_path))}
     assert {found["first"].value, found["again"].value} == exits

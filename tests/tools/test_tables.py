@@ -21,7 +21,7 @@ def tool() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("table", ["natural", "speed"])
+@pytest.mark.parametrize("table", ["natural", "quickstart", "speed"])
 def test_a_page_holds_what_is_stored(tool: ModuleType, table: str) -> None:
     page = tool.TABLES[table][0].read_text()
     assert page == tool.fill(page, table, tool.text(table)), "run: python tools/tables.py"
@@ -41,6 +41,32 @@ def test_a_typed_figure_is_noticed(tool: ModuleType) -> None:
     filled = tool.fill(page, "natural", table)
     assert filled == f"x<!-- table:natural -->\n{table}\n<!-- /table -->y"
     assert tool.fill(filled.replace("50.0", "60.0"), "natural", table) == filled
+
+
+def test_the_table_of_a_quickstart(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interval = {"estimate": 0.5, "low": 0.4, "high": 0.6}
+
+    def collect(runs: list[Path]) -> list[dict[str, object]]:
+        shared = {
+            "dataset": "digits", "title": "Digits", "classes": 10, "eps": "4/255", "attack": "PGD-20", "n": 300,
+            "threat": "Linf 4/255, native 32x32, white-box", "n_total": 500, "suite": "bundled v1", "clean": interval,
+            "robust": interval,
+        }  # fmt: skip
+        return [shared | {"model": run.name} for run in runs]
+
+    monkeypatch.setattr(tool, "collect", collect)
+    for name in ("tecoa", "fare"):
+        run = tmp_path / "train" / name
+        run.mkdir(parents=True)
+        (run / "run.json").write_text('{"data": {"source": "bundled:shapes?split=train"}}')
+    content = tool.collect_quickstart(tmp_path)
+    assert content["tuned_on"] == ["bundled:shapes?split=train"]
+    assert [entry["model"] for entry in content["entries"]] == ["original", "tecoa", "fare"]
+    table = tool.quickstart(content)
+    assert "**Digits** (300 of 500 test images, 10 classes, guessing gives 10.0 %)" in table
+    assert table.count("50.0 [40.0, 60.0]") == 6
+    assert "Tuned on `bundled:shapes?split=train`, on none of the images" in table
+    assert "`docs/results/quickstart.json`" in table
 
 
 def test_the_table_of_speed(tool: ModuleType) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import ironclip
-from ironclip.cli import doctor, evaluate, listing, merge, pretrain, report, train, validate
+from ironclip.cli import doctor, evaluate, listing, merge, pretrain, quickstart, report, train, validate
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +30,7 @@ def ironclip_command(
         raise typer.Exit
 
 
+app.command("quickstart")(quickstart.quickstart_command)
 app.command("train")(train.train_command)
 app.command("eval")(evaluate.eval_command)
 app.command("report")(report.report_command)

@@ -44,7 +44,7 @@ def eval_command(
         list[str] | None,
         typer.Option(
             "--attack",
-            help="NAME or NAME:key=value,key=value; repeatable.  [default: pgd]",
+            help="NAME, NAME:key=value,key=value, or a list such as standard; repeatable.  [default: pgd]",
             show_default=False,
             metavar="ATTACK",
         ),

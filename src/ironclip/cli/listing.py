@@ -43,9 +43,10 @@ def _methods() -> dict[str, str]:
 
 
 def _attacks() -> dict[str, str]:
+    from ironclip.attacks.autoattack import attack_lists
     from ironclip.attacks.base import ATTACKS
 
-    return _described({name: ATTACKS.get(name) for name in ATTACKS})
+    return _described({name: ATTACKS.get(name) for name in ATTACKS}) | attack_lists()
 
 
 def _suites() -> dict[str, str]:

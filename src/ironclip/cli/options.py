@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ironclip.errors import ConfigError
+from ironclip.errors import ConfigError, RegistryError, did_you_mean
 
 if TYPE_CHECKING:
+    from ironclip.attacks.autoattack import AttackList
     from ironclip.attacks.base import Attack
 
 Limit = Annotated[
@@ -31,16 +32,30 @@ DataRoot = Annotated[
 Out = Annotated[Path | None, typer.Option("--out", help="Folder of the result.", metavar="DIR")]
 
 
-def read_attack(text: str) -> Attack:
-    """Build an attack from `name` or `name:key=value,key=value`.
+def read_attack(text: str) -> Attack | AttackList:
+    """Build an attack from `name` or `name:key=value,key=value`, or a list of attacks from its name.
 
     Raises:
         RegistryError: No attack goes by this name.
-        ConfigError: A setting is unknown, of the wrong type, or no `key=value`.
+        ConfigError: A setting is unknown, of the wrong type, or no `key=value`; or a list was given settings.
     """
+    from ironclip.attacks.autoattack import attack_list, attack_lists
     from ironclip.attacks.base import ATTACKS
 
     name, _, settings = text.partition(":")
+    known = [*ATTACKS, *attack_lists()]
+    if name not in known:
+        raise RegistryError(
+            f'unknown attack "{name}".{did_you_mean(name, known)}',
+            f'"ironclip list attacks" shows all: {", ".join(known)}.',
+        )
+    if name in attack_lists():
+        if settings:
+            raise ConfigError(
+                f'--attack "{text}": {name} is a list of attacks, whose settings are fixed.',
+                f"Write --attack {name}, or name the attacks one by one.",
+            )
+        return attack_list(name)
     options = {}
     for setting in settings.split(",") if settings else []:
         key, separator, value = setting.partition("=")

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def train_command(
     recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE", help="A YAML file, or the run.json of a run to repeat it.")
+        Path,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A YAML file, the run.json of a run to repeat it, or a name such as quickstart/tecoa.",
+        ),
     ],
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Change a value: --set optimisation.lr=1e-4", metavar="KEY=VALUE")
@@ -36,11 +40,12 @@ def train_command(
 
     Goes on with the run that --out holds, by default runs/train/RECIPE.
     """
+    from ironclip.training.bundled_recipes import recipe_path
     from ironclip.training.engine import train
     from ironclip.training.recipe import load_recipe
 
     changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
-    checked = load_recipe(recipe, changes)
+    checked = load_recipe(recipe_path(recipe), changes)
     folder = out or Path("runs", "train", recipe.stem)
     tell(f"Adversary in training: {checked.build_threat().caption()}, {checked.attack['name']}")
     seen: list[TrainingProgress] = []
