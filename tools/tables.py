@@ -4,6 +4,9 @@
     python tools/tables.py --natural RUN ...     # first store the figures of these run folders, the reference first
     python tools/tables.py --quickstart FOLDER   # first store the figures of what `ironclip quickstart` left there
     python tools/tables.py --speed LINE.json     # first store what `python -m benchmarks.vision_speed` printed
+    python tools/tables.py --tiny RUN            # first store what the pre-training of the bundled model came to
+
+The accuracies in its card are those of docs/acceptance/tiny.json.
 
 A test holds the pages to docs/results.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -68,6 +72,26 @@ def collect_quickstart(folder: Path) -> dict[str, Any]:
     }
 
 
+def collect_tiny(run: Path) -> dict[str, Any]:
+    """Return what a pre-training came to: its result, its data, its seed, and how long the images took."""
+    record, result = (json.loads((run / name).read_text()) for name in ("run.json", "result.json"))
+    lines = [json.loads(line) for line in (run / "images" / "log.jsonl").read_text().splitlines()]
+    # A rate is the mean since its sitting began; sittings are told apart by a rate that begins anew.
+    rates = [(line["step"], line["images_per_second"]) for line in lines if "images_per_second" in line]
+    return {
+        "weights_sha256": result["weights_sha256"],
+        "seed": record["recipe"]["seed"],
+        "images": record["data"],
+        "steps": result["steps"],
+        "images_per_step": result["images_per_step"],
+        "images_per_second": sorted(rate for _, rate in rates)[len(rates) // 2],
+        "language": result["language"],
+        "targets": record["targets"],
+        "validation": result["validation"],
+        "versions": record["versions"],
+    }
+
+
 def natural(entries: Sequence[dict[str, Any]]) -> str:
     """Return robustness on natural images as Markdown."""
     return "\n".join([*_blocks(entries), f"{_games(entries)} {_made_from('natural')}"])
@@ -79,6 +103,32 @@ def quickstart(content: dict[str, Any]) -> str:
     tuned = f"Tuned on {sources}, on none of the images of these tables."
     entries = content["entries"]
     return "\n".join([*_blocks(entries), f"{tuned} {_games(entries)} {_made_from('quickstart')}"])
+
+
+def tiny_run(content: dict[str, Any]) -> str:
+    """Return what was trained, on what, for how long, as Markdown."""
+    seen = content["steps"] * content["images_per_step"]
+    hours = seen / content["images_per_second"] / 3600
+    images = ", ".join(f"{name} {count:,}" for name, count in content["images"].items())
+    language = content["language"]
+    return "\n".join(
+        [
+            f"- sha256 of the weights: `{content['weights_sha256']}`",
+            f"- seed {content['seed']}; images: {images}",
+            f"- text tower: {language['steps']:,} steps, cosine to the targets {language['class_cosine']:.3f} on class "
+            f"names, {language['word_cosine']:.2f} on other words",
+            f"- image tower: {content['steps']:,} steps, {seen / 1e6:.1f} million images, about {hours:.1f} hours "
+            f"({content['images_per_second']:.0f} images/s)",
+        ]
+    )
+
+
+def tiny(content: dict[str, Any]) -> str:
+    """Return what the bundled model was measured at, a line a claim, as Markdown."""
+    shown = [item for item in content["items"] if _ABOUT.search(item["command"])]
+    rows = [f"| {item['line']} | {item['figure']} |" for item in shown]
+    measured = f"Measured at commit {content['commit'][:12]} by `make accept NAME=tiny`."
+    return "\n".join(["| what | figure |", "|---|---|", *rows, "", measured])
 
 
 def _blocks(entries: Sequence[dict[str, Any]]) -> list[str]:
@@ -145,7 +195,11 @@ def _share(interval: dict[str, float]) -> str:
     return f"{100 * interval['estimate']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
 
 
+CARD = ROOT / "src" / "ironclip" / "models" / "tiny" / "README.md"
+_ABOUT = re.compile(r"--only (zero_shot|fragility|retrieval)")
 TABLES: dict[str, tuple[Path, Callable[[Any], str]]] = {
+    "tiny": (CARD, tiny),
+    "tiny-run": (CARD, tiny_run),
     "natural": (ROOT / "README.md", natural),
     "quickstart": (ROOT / "README.md", quickstart),
     "speed": (ROOT / "docs" / "performance.md", speed),
@@ -158,7 +212,7 @@ def _json(content: Any) -> str:
 
 def stored(table: str) -> Path:
     """Return the file that a table is made from."""
-    return RESULTS / f"{table}.json"
+    return ROOT / "docs" / ("acceptance" if table == "tiny" else "results") / f"{table}.json"
 
 
 def text(table: str) -> str:
@@ -182,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--natural", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--quickstart", type=Path, metavar="FOLDER")
     parser.add_argument("--speed", type=Path, metavar="LINE.json")
+    parser.add_argument("--tiny", type=Path, metavar="RUN")
     options = parser.parse_args(arguments)
     RESULTS.mkdir(parents=True, exist_ok=True)
     if options.natural:
@@ -190,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stored("quickstart").write_text(_json(collect_quickstart(options.quickstart)))
     if options.speed:
         stored("speed").write_text(_json(json.loads(options.speed.read_text())))
+    if options.tiny:
+        stored("tiny-run").write_text(_json(collect_tiny(options.tiny)))
     for table, (page, _) in TABLES.items():
         page.write_text(fill(page.read_text(), table, text(table)))
 

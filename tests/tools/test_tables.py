@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -21,7 +22,7 @@ def tool() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("table", ["natural", "quickstart", "speed"])
+@pytest.mark.parametrize("table", ["natural", "quickstart", "speed", "tiny", "tiny-run"])
 def test_a_page_holds_what_is_stored(tool: ModuleType, table: str) -> None:
     page = tool.TABLES[table][0].read_text()
     assert page == tool.fill(page, table, tool.text(table)), "run: python tools/tables.py"
@@ -79,3 +80,28 @@ def test_the_table_of_speed(tool: ModuleType) -> None:
     assert "| stock open_clip, float32 | 2.00 | 4.00 |" in table
     assert "200 GFLOP/s" in table
     assert "share 50 %" in table
+
+
+def test_the_tables_of_the_model_card(tool: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    record = {"recipe": {"seed": 3}, "data": {"toy": 1200}, "targets": {"kind": "clip"}, "versions": {}}
+    language = {"steps": 22, "class_cosine": 0.9938, "word_cosine": 0.795}
+    result = {
+        "weights_sha256": "ab12", "steps": 900, "images_per_step": 256, "language": language, "validation": {},
+    }  # fmt: skip
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    lines = [{"step": 1, "images_per_second": 64.0}, {"step": 1, "validation": {"toy": 0.5}}]
+    (tmp_path / "images" / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    shown = tool.tiny_run(tool.collect_tiny(tmp_path))
+    for word in ("`ab12`", "seed 3", "toy 1,200", "0.994 on class names, 0.80 on other words", "900 steps"):
+        assert word in shown
+    assert "0.2 million images, about 1.0 hours (64 images/s)" in shown
+    items = [
+        {"line": "digits", "figure": "97 %", "command": "python -m acceptance.run tiny --only zero_shot_bundled"},
+        {"line": "other", "figure": "1 s", "command": "python -m acceptance.run tiny --only quickstart"},
+    ]
+    table = tool.tiny({"commit": "0123456789abcdef", "items": items})
+    assert "| digits | 97 % |" in table
+    assert "other" not in table
+    assert "commit 0123456789ab " in table
