@@ -10,6 +10,7 @@ from torch import nn
 from ironclip.attacks.objectives import (
     EmbeddingDistance,
     Evaluation,
+    LeavePrediction,
     Misclassify,
     Objective,
     frozen,
@@ -207,6 +208,33 @@ def test_embedding_distance_is_farthest_where_it_says(tiny_clip):
     with objective.computing(torch.float64):
         assert model.compute_dtype == torch.float64
     assert model.compute_dtype == torch.float32
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_leaving_a_prediction_is_a_soft_cross_entropy(classes):
+    task = AffineTask(classes, seed=3)
+    target = torch.rand(task.pixels.shape[0], classes, generator=torch.Generator().manual_seed(0))
+    target = target / target.sum(dim=1, keepdim=True)
+    objective = LeavePrediction(task.classifier, target)
+    evaluation = objective.evaluate(task.pixels)
+    rows = zip(evaluation.logits.tolist(), target.tolist(), strict=True)
+    assert evaluation.value.tolist() == pytest.approx([oracle.soft_cross_entropy(*pair) for pair in rows], rel=1e-5)
+    assert not evaluation.broken.any()
+    assert evaluation.margin is None
+    rows = torch.tensor([5, 5, 0])
+    assert torch.equal(objective.take(rows)(task.pixels[rows]), evaluation.value[rows])
+    assert objective.modules == (task.classifier,)
+    assert objective.device == task.pixels.device
+    assert objective.precisions == task.classifier.precisions
+
+
+def test_an_attack_that_leaves_a_prediction_raises_its_cross_entropy():
+    task = AffineTask(5, seed=3)
+    target = torch.softmax(task.classifier.logits(task.pixels).detach(), dim=1)
+    objective, threat = LeavePrediction(task.classifier, target), ThreatModel()
+    found = PGD(steps=3).perturb(objective, task.pixels, threat, SampleRandom(0, list(range(len(target)))))
+    assert threat.contains(found, task.pixels).all()
+    assert (objective(found) > objective(task.pixels)).all()
 
 
 # Gradient

@@ -68,6 +68,32 @@ def test_cross_entropy_loss_takes_hard_and_soft_labels(classes):
     assert losses.cross_entropy_loss(logits, soft).item() == pytest.approx(np.mean(mixed), rel=1e-12)
 
 
+@pytest.mark.parametrize("classes", COUNTS)
+def test_soft_cross_entropy_equals_the_oracle_and_its_gradient_is_the_difference_of_shares(classes):
+    logits, _ = draw(5, classes)
+    soft = torch.softmax(draw(5, classes, scale=2.0)[0].flip(0), dim=1)
+    expected = [
+        oracle.soft_cross_entropy(row, share) for row, share in zip(logits.tolist(), soft.tolist(), strict=True)
+    ]
+    assert losses.soft_cross_entropy(logits, soft).tolist() == pytest.approx(expected, rel=1e-11)
+    slopes = gradient(losses.soft_cross_entropy, logits, soft)
+    torch.testing.assert_close(slopes, torch.softmax(logits, dim=1) - soft, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_soft_cross_entropy_of_a_sure_target_is_the_hard_one_with_all_of_its_gradient(classes):
+    logits = torch.zeros(2, classes)
+    logits[0, 0] = logits[1, 1] = 40
+    labels = torch.tensor([0, 1])
+    hard = F.one_hot(labels, classes).float()
+    assert torch.equal(losses.soft_cross_entropy(logits, hard), losses.cross_entropy(logits, labels))
+    slopes = gradient(losses.soft_cross_entropy, logits, hard)
+    assert torch.equal(slopes, gradient(losses.cross_entropy, logits, labels))
+    assert (slopes[labels == 0, 0] < 0).all()
+    planted = gradient(lambda z, p: -(p * F.log_softmax(z, dim=1)).sum(dim=1), logits, hard)
+    assert planted[0, 0] == 0
+
+
 def rows_of(name: str, logits: torch.Tensor, labels: torch.Tensor) -> list[float]:
     function = getattr(oracle, name)
     return [function(row, label) for row, label in zip(logits.tolist(), labels.tolist(), strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -122,8 +122,10 @@ def bench(tiny_clip: Callable[..., CLIPModel]) -> Callable[..., Bench]:
         labels = [(7 * row) % classes for row in range(count)] if labelled else [None] * count
         samples = [Sample(f"made up/{row}", images[row], labels[row]) for row in range(count)]
         method = recipe.build_method()
-        model = tiny_clip()
-        teacher = Teacher(tiny_clip())
+        model, original = tiny_clip(), tiny_clip()
+        for one in (model, original):
+            one.spec = replace(one.spec, preprocessing=method.preprocessing(one.spec.preprocessing))
+        teacher = Teacher(original)
         model.requires_grad_(False)
         parameters = tuned_parameters(model, method.trains)
         random = torch.Generator().manual_seed(0)

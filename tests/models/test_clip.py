@@ -72,6 +72,17 @@ def test_patch_tokens_agree_with_open_clips_intermediates(tiny_clip, pixels, lay
     torch.testing.assert_close(tokens, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_embedding_and_patches_come_in_one_pass(tiny_clip, pixels, fast):
+    model = tiny_clip(fast=fast)
+    embedding, patches = model.embed_with_patches(pixels)
+    torch.testing.assert_close(embedding, model.embed_image(pixels), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(patches, model.patch_tokens(pixels), rtol=1e-4, atol=1e-5)
+    for dtype, kept in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        with model.computing(dtype):
+            assert [part.dtype for part in model.embed_with_patches(pixels)] == [kept, kept]
+
+
 def test_patch_tokens_stand_in_reading_order(tiny_clip):
     """A change in one patch moves its own token most: token 4 of 4 x 4 is the first of the second row."""
     model = tiny_clip()
@@ -101,6 +112,8 @@ def test_a_layer_that_is_not_there_is_refused(tiny_clip, pixels, layer):
 def test_a_tower_without_patch_tokens_says_so(tiny_clip):
     with pytest.raises(ConfigError, match="ModifiedResNet has no patch tokens"):
         tiny_clip(vision=RESNET).patch_tokens(natural_like(1, 64))
+    with pytest.raises(ConfigError, match="ModifiedResNet has no patch tokens"):
+        tiny_clip(vision=RESNET).embed_with_patches(natural_like(1, 64))
 
 
 def test_computing_ends_with_its_block(tiny_clip, pixels):

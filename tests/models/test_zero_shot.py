@@ -156,6 +156,16 @@ def test_ties_are_measured_in_units_of_the_logits(tiny_clip):
     assert classifier.tie_tolerance == pytest.approx(1e-6)
 
 
+def test_another_logit_scale_than_the_models_own(tiny_clip, pixels):
+    model = tiny_clip()
+    weights = unit_rows(3, 16)
+    own, other = FixedClasses(model, weights), FixedClasses(model, weights, logit_scale=1.0)
+    torch.testing.assert_close(100 * other.logits(pixels), own.logits(pixels))
+    each = weights.expand(len(pixels), -1, -1)
+    torch.testing.assert_close(100 * other.logits(pixels, each), own.logits(pixels, each))
+    assert other.tie_tolerance == pytest.approx(1e-6)
+
+
 def test_precision_is_the_image_towers_only(tiny_clip, pixels):
     classifier = ZeroShotClassifier(tiny_clip(), NAMES, TEMPLATES)
     exact = classifier.logits(pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 
 from ironclip.errors import ConfigError, DataError
 from ironclip.methods.base import METHODS, Inner, Pass, Views
+from ironclip.models.sources import load_model
 from ironclip.models.tuning import Tunable
 from ironclip.training.engine import Trainer
 from made_up_shards import labelled, write_shard
@@ -321,3 +323,22 @@ def test_inner_is_an_objective(trainer):
     inner = one.method.adversaries(one._batch(samples), one.model, one.teacher)["image"]
     assert isinstance(inner, Inner)
     assert inner.objective(one._batch(samples).pixels).shape == (8,)
+
+
+def test_a_method_may_bring_its_own_preprocessing(trainer, run, monkeypatch):
+    """For both models and for what is saved; the adversary, which acts before it, is not touched."""
+
+    def darker(self, own):
+        return replace(own, mean=(0.1, 0.2, 0.3))
+
+    before = trainer()
+    monkeypatch.setattr(TECOA, "preprocessing", darker)
+    one = trainer()
+    assert before.model.spec.preprocessing.mean != (0.1, 0.2, 0.3)
+    for model in (one.model, one.teacher.model, load_model(f"run:{run()}")):
+        assert model.spec.preprocessing == replace(before.model.spec.preprocessing, mean=(0.1, 0.2, 0.3))
+    assert one.model.spec.sha256 == before.model.spec.sha256
+    _, samples = next(one.batches(strict=False))
+    pixels = one._batch(samples).pixels
+    assert not torch.allclose(one.model.embed_image(pixels), before.model.embed_image(pixels))
+    assert torch.equal(one.model.embed_image(pixels), one.teacher.model.embed_image(pixels))

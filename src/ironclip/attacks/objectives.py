@@ -55,6 +55,22 @@ class Objective(ABC):
     def take(self, rows: Tensor) -> Objective:
         """Return the objective of the given rows, in that order (repeats allowed)."""
 
+    def rivals(self, evaluation: Evaluation, count: int) -> Tensor:
+        """Return the classes at which an attack may aim, nearest first, `[B, K]` int64 with K at most `count`.
+
+        Raises:
+            ConfigError: There are no classes to aim at.
+        """
+        raise ConfigError(f"{type(self).__name__} has no classes to aim at.", "Use an attack without targets: apgd.")
+
+    def aim(self, evaluation: Evaluation, targets: Tensor, loss: str) -> Tensor:
+        """Return a value `[B]`, with the evaluation's graph, that leads to the classes `targets` `[B]`.
+
+        Raises:
+            ConfigError: There are no classes to aim at.
+        """
+        raise ConfigError(f"{type(self).__name__} has no classes to aim at.", "Use an attack without targets: apgd.")
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return the value `[B]`."""
         return self.evaluate(pixels).value
@@ -111,12 +127,43 @@ def loss_used(loss: str, classes: int) -> str:
 
 
 @dataclass(frozen=True)
-class Misclassify(Objective):
-    """Make a classifier err: untargeted, or towards `targets` with a targeted loss.
+class _OfLogits(Objective):
+    """What all objectives over a classifier share.
 
     Attributes:
         classifier: Has `logits(pixels) -> [B, C]`, `computing(dtype)`, `precisions`, `tie_tolerance`
             (models.zero_shot.Classifier); frozen while attacked where it is an nn.Module.
+    """
+
+    classifier: Any
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The classifier."""
+        return (self.classifier,) if isinstance(self.classifier, nn.Module) else ()
+
+    @property
+    def precisions(self) -> frozenset[torch.dtype]:
+        """Those of the classifier."""
+        return frozenset(self.classifier.precisions)
+
+    @property
+    def tie_tolerance(self) -> float:
+        """That of the classifier, in units of its logits."""
+        return float(self.classifier.tie_tolerance)
+
+    def computing(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Let the classifier compute in another precision."""
+        context: AbstractContextManager[None] = self.classifier.computing(dtype)
+        return context
+
+
+@dataclass(frozen=True)
+class Misclassify(_OfLogits):
+    """Make a classifier err: untargeted, or towards `targets` with a targeted loss.
+
+    Attributes:
+        classifier: As above.
         labels: `[B]` int64.
         loss: "ce", "margin", "dlr"; with targets "ce_t", "margin_t", "dlr_t".
         targets: `[B]` int64, or None.
@@ -124,7 +171,6 @@ class Misclassify(Objective):
             of one prompt tie for ever; the lower index wins, and the adversary leaves the other one alone.
     """
 
-    classifier: Any
     labels: Tensor
     loss: str = "ce"
     targets: Tensor | None = None
@@ -160,6 +206,20 @@ class Misclassify(Objective):
             margin = losses.margin(rivals, wanted)
         return Evaluation(value, broken, margin if self.targets is None else -margin, logits)
 
+    def rivals(self, evaluation: Evaluation, count: int) -> Tensor:
+        """Return the classes other than the label, largest logit first; those of the label's prompt come last."""
+        logits = _logits_of(evaluation)
+        if self.groups is not None:
+            logits = logits.masked_fill(_twins(self.labels, self.groups) != 0, -torch.inf)
+        # Stable, so that the order of ties does not hang on the machine.
+        ranked = logits.argsort(dim=1, descending=True, stable=True)
+        others = ranked[ranked != self.labels[:, None]].view(len(logits), logits.shape[1] - 1)
+        return others[:, :count]
+
+    def aim(self, evaluation: Evaluation, targets: Tensor, loss: str) -> Tensor:
+        """Return a targeted loss of the evaluation's logits."""
+        return TARGETED_LOSSES[loss](_logits_of(evaluation), targets, self.labels)
+
     def take(self, rows: Tensor) -> Misclassify:
         """Return the objective of the given rows."""
         return replace(self, labels=self.labels[rows], targets=None if self.targets is None else self.targets[rows])
@@ -169,25 +229,40 @@ class Misclassify(Objective):
         """That of the labels, which lie where the logits do."""
         return self.labels.device
 
-    @property
-    def modules(self) -> Sequence[nn.Module]:
-        """The classifier."""
-        return (self.classifier,) if isinstance(self.classifier, nn.Module) else ()
+
+@dataclass(frozen=True)
+class LeavePrediction(_OfLogits):
+    """Push the prediction away from given probabilities: cross-entropy against soft labels. Needs no labels.
+
+    It is KL(target || prediction) up to the target's entropy, a constant: the gradients are the same.
+
+    Attributes:
+        classifier: As above.
+        target: `[B, C]`, rows sum to 1, no gradient.
+    """
+
+    target: Tensor
+
+    def evaluate(self, pixels: Tensor) -> Evaluation:
+        """Return the cross-entropy and the logits; nothing is ever broken."""
+        logits = self.classifier.logits(pixels)
+        value = losses.soft_cross_entropy(logits, self.target)
+        return Evaluation(value, torch.zeros_like(value, dtype=torch.bool), logits=logits)
+
+    def take(self, rows: Tensor) -> LeavePrediction:
+        """Return the objective of the given rows."""
+        return replace(self, target=self.target[rows])
 
     @property
-    def precisions(self) -> frozenset[torch.dtype]:
-        """Those of the classifier."""
-        return frozenset(self.classifier.precisions)
+    def device(self) -> torch.device:
+        """That of the target, which lies where the logits do."""
+        return self.target.device
 
-    @property
-    def tie_tolerance(self) -> float:
-        """That of the classifier, in units of its logits."""
-        return float(self.classifier.tie_tolerance)
 
-    def computing(self, dtype: torch.dtype) -> AbstractContextManager[None]:
-        """Let the classifier compute in another precision."""
-        context: AbstractContextManager[None] = self.classifier.computing(dtype)
-        return context
+def _logits_of(evaluation: Evaluation) -> Tensor:
+    if evaluation.logits is None:
+        raise TypeError("an evaluation of a classifier gives logits")
+    return evaluation.logits
 
 
 def is_correct(logits: Tensor, labels: Tensor, groups: Tensor | None = None) -> Tensor:
@@ -261,11 +336,18 @@ class EmbeddingDistance(Objective):
         return context
 
 
-def input_gradient(objective: Objective, pixels: Tensor) -> tuple[Tensor, Evaluation]:
+def input_gradient(
+    objective: Objective, pixels: Tensor, value_of: Callable[[Evaluation], Tensor] = lambda evaluation: evaluation.value
+) -> tuple[Tensor, Evaluation]:
     """Differentiate the summed value by the pixels, and only by them.
 
     Summed, never averaged: a mean would make gradients depend on the batch and underflow. A NaN entry becomes 0, so
     that one bad row does not stop the others.
+
+    Args:
+        objective: What is evaluated.
+        pixels: `[B, 3, H, W]`.
+        value_of: The value `[B]` to differentiate, where it is not the objective's own.
 
     Returns:
         Gradient `[B, 3, H, W]` and the (detached) evaluation at the same points.
@@ -277,9 +359,9 @@ def input_gradient(objective: Objective, pixels: Tensor) -> tuple[Tensor, Evalua
     with torch.enable_grad():
         leaf = pixels.detach().requires_grad_(True)
         evaluation = objective.evaluate(leaf)
-        gradient = None
-        if evaluation.value.requires_grad:
-            (gradient,) = torch.autograd.grad(evaluation.value.sum(), leaf, allow_unused=True)
+        value, gradient = value_of(evaluation), None
+        if value.requires_grad:
+            (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
     if gradient is None:
         raise ConfigError(
             "the model gives no gradient with respect to the pixels, which this attack needs.",

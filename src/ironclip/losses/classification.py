@@ -56,6 +56,17 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return -F.logsigmoid(_at(logits, labels) - log_sum)
 
 
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy `[B]` against probabilities `[B, C]`: that of the likeliest class, and what the others are behind.
+
+    As `cross_entropy`, it keeps its gradient where the prediction is sure. Valid for C >= 2.
+    """
+    likeliest = target.argmax(dim=1)
+    others = target.scatter(1, likeliest[:, None], 0.0)
+    behind = _at(logits, likeliest)[:, None] - logits
+    return cross_entropy(logits, likeliest) + (others * behind).sum(dim=1)
+
+
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, `[B]`: the margin over the distance of the largest to the third-largest logit.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import ClassVar, Literal, cast
@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ironclip.attacks.objectives import Objective
+from ironclip.attacks.objectives import Misclassify, Objective
 from ironclip.errors import ConfigError, DataError
 from ironclip.models.clip import CLIPModel
+from ironclip.models.preprocessing import Preprocessing
 from ironclip.models.tuning import Tunable
+from ironclip.models.zero_shot import FixedClasses
 from ironclip.registry import Registry
 
 
@@ -47,6 +49,7 @@ class Batch:
         labels: `[B]` int64, or None where the data have none.
         captions: One tuple of texts a sample, empty where there are none.
         class_weights: Unit rows `[C, D]` of the class prompts as the student's text tower sees them now, or None.
+        extra_class_weights: Likewise, in the templates that the method adds (`Method.extra_templates`), by their names.
     """
 
     keys: Sequence[str]
@@ -54,6 +57,7 @@ class Batch:
     labels: Tensor | None = None
     captions: Sequence[tuple[str, ...]] = ()
     class_weights: Tensor | None = None
+    extra_class_weights: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -155,12 +159,20 @@ class Views:
         student: The model that is tuned; its passes carry gradients.
         teacher: The frozen original; its passes carry none.
         logit_scale: The student's factor on cosines, a float32 scalar.
+        input_resolution: Side of the square that the image tower reads, in pixels.
     """
 
-    def __init__(self, method: str, batch: Batch, passes: Mapping[Pass, object], logit_scale: Tensor) -> None:
+    def __init__(
+        self,
+        method: str,
+        batch: Batch,
+        passes: Mapping[Pass, object],
+        logit_scale: Tensor,
+        input_resolution: int = 224,
+    ) -> None:
         self.student = ModelViews("student", passes, method)
         self.teacher = ModelViews("teacher", passes, method)
-        self.logit_scale = logit_scale
+        self.logit_scale, self.input_resolution = logit_scale, input_resolution
         self._method, self._batch = method, batch
 
     @property
@@ -175,6 +187,19 @@ class Views:
                 f'method "{self._method}" needs labels, but the data have none.', "Use labelled data, or fare."
             )
         return self._batch.labels
+
+    def class_weights(self, templates: str | None = None) -> Tensor:
+        """Return the unit rows `[C, D]` of the class prompts, or of the templates that the method adds by a name.
+
+        Raises:
+            DataError: The data have no class names.
+        """
+        weights = self._batch.class_weights if templates is None else self._batch.extra_class_weights.get(templates)
+        if weights is None:
+            raise DataError(
+                f'method "{self._method}" reads class prompts, but the data have no class names.', "Use labelled data."
+            )
+        return weights
 
 
 class Teacher:
@@ -199,21 +224,50 @@ class Inner:
     objective: Objective
 
 
+def misclassify(method: str, batch: Batch, model: CLIPModel, *, logit_scale: float | None = None) -> Inner:
+    """Maximise the student's cross-entropy over all class prompts, as TeCoA does and most methods after it.
+
+    Args:
+        method: Whose inner problem this is.
+        batch: The samples.
+        model: The student.
+        logit_scale: The factor on cosines where it is not the model's own.
+
+    Raises:
+        DataError: The data have no labels or no class names.
+    """
+    if batch.labels is None or batch.class_weights is None:
+        raise DataError(f'method "{method}" needs labels and class names.', "Use labelled data, or the method fare.")
+    classifier = FixedClasses(model, batch.class_weights, logit_scale=logit_scale)
+    return Inner(Misclassify(classifier, batch.labels, loss="ce"))
+
+
 class Method(ABC):
     """One way of tuning, a frozen dataclass of its settings; subclasses are files of this folder.
 
     Attributes:
         name: Name in the registry.
         trains: Which part of the model is tuned.
-        across_batch: The loss of a sample reads other samples of the batch (contrastive terms, batch means): the
-            engine then refuses to split the batch.
         reads_classes: It compares images with class prompts, so the data must be labelled.
     """
 
     name: ClassVar[str]
     trains: ClassVar[Tunable] = Tunable.VISION
-    across_batch: ClassVar[bool] = False
     reads_classes: ClassVar[bool] = True
+
+    @property
+    def across_batch(self) -> bool:
+        """The loss of a sample reads other samples (contrastive terms): the engine then refuses to split the batch."""
+        return False
+
+    @property
+    def extra_templates(self) -> Mapping[str, Sequence[str]]:
+        """Further prompt templates of the classes, encoded like the data's own; `views.class_weights(name)`."""
+        return {}
+
+    def preprocessing(self, own: Preprocessing) -> Preprocessing:
+        """Return what lies between pixels and towers in this run: the model's own, unless published code had others."""
+        return own
 
     @property
     @abstractmethod
@@ -227,6 +281,14 @@ class Method(ABC):
     @abstractmethod
     def loss(self, views: Views) -> Mapping[str, Tensor]:
         """Return named scalar terms, means over the batch; their sum is minimised."""
+
+    def watch(self, batch: Batch, model: CLIPModel, teacher: Teacher) -> Mapping[str, float]:
+        """Return figures to be logged beside the loss, taken before the step and without gradients; none by default.
+
+        Raises:
+            RunFailedError: They show that going on is pointless.
+        """
+        return {}
 
 
 METHODS: Registry[Method] = Registry("method", "ironclip.methods")

@@ -12,12 +12,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from ironclip.attacks.objectives import Misclassify
-from ironclip.errors import DataError
 from ironclip.losses.classification import cross_entropy_loss
-from ironclip.methods.base import Batch, Inner, Method, Pass, Teacher, Views, register_method
+from ironclip.methods.base import Batch, Inner, Method, Pass, Teacher, Views, misclassify, register_method
 from ironclip.models.clip import CLIPModel
-from ironclip.models.zero_shot import FixedClasses
 
 
 @register_method("tecoa")
@@ -32,9 +29,7 @@ class TeCoA(Method):
 
     def adversaries(self, batch: Batch, model: CLIPModel, teacher: Teacher) -> Mapping[Literal["image", "text"], Inner]:
         """Maximise the same cross-entropy."""
-        if batch.labels is None or batch.class_weights is None:
-            raise DataError('method "tecoa" needs labels and class names.', "Use labelled data, or the method fare.")
-        return {"image": Inner(Misclassify(FixedClasses(model, batch.class_weights), batch.labels, loss="ce"))}
+        return {"image": misclassify(self.name, batch, model)}
 
     def loss(self, views: Views) -> Mapping[str, Tensor]:
         """Return the cross-entropy on attacked images."""

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import open_clip
 import torch
@@ -18,6 +18,7 @@ from ironclip.errors import ConfigError, ShapeError
 from ironclip.models.fast import FastVision, why_not
 from ironclip.models.preprocessing import Preprocessing, check_pixels
 
+T = TypeVar("T")
 Tokenizer = Callable[[Sequence[str]], Tensor]
 
 
@@ -144,6 +145,29 @@ class CLIPModel(nn.Module):
         """Embed images as unit rows `[B, D]`; see `embed_image`."""
         return F.normalize(self.embed_image(pixels), dim=-1)
 
+    def embed_with_patches(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed images and their patches in one pass, as `embed_image` and `patch_tokens` would in two.
+
+        Returns:
+            Raw embeddings `[B, D]`, and the projected patch tokens of the last block `[B, P, D]`.
+
+        Raises:
+            ConfigError: The tower has no patch tokens that IronCLIP can read.
+        """
+        normalised = self._normalised(pixels)
+        count = self._blocks()
+        if self._fast is not None:
+            embedding, patches = self._fast.embed_with_patches(normalised, self.compute_dtype)
+        else:
+
+            def read(tower: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+                kept = tower.forward_intermediates(x, indices=[count - 1], output_fmt="NLC")
+                return kept["image_features"], tower.ln_post(kept["image_intermediates"][0]) @ tower.proj
+
+            embedding, patches = self._stock(read, normalised)
+        exact = self.compute_dtype == torch.float64
+        return (embedding, patches) if exact else (embedding.float(), patches.float())
+
     def patch_tokens(self, pixels: Tensor, layer: int = -1, projected: bool = True) -> Tensor:
         """Return what the tower says of each patch.
 
@@ -160,9 +184,7 @@ class CLIPModel(nn.Module):
             ConfigError: The tower has no patch tokens that IronCLIP can read.
         """
         normalised = self._normalised(pixels)
-        if not hasattr(self.visual, "transformer"):
-            raise ConfigError(f"{type(self.visual).__name__} has no patch tokens.", "Use a vision transformer.")
-        count = len(self.visual.transformer.resblocks)  # type: ignore[union-attr,arg-type]  # open_clip's tower, untyped
+        count = self._blocks()
         if not -count <= layer < count:
             raise ShapeError(
                 f"layer {layer} of a tower with {count} blocks.", f"Give one from {-count} to {count - 1}."
@@ -205,6 +227,12 @@ class CLIPModel(nn.Module):
                 module.train(False)
         return self
 
+    def _blocks(self) -> int:
+        """Count the blocks of the image tower; only vision transformers have patch tokens."""
+        if not hasattr(self.visual, "transformer"):
+            raise ConfigError(f"{type(self.visual).__name__} has no patch tokens.", "Use a vision transformer.")
+        return len(self.visual.transformer.resblocks)  # type: ignore[union-attr,arg-type]  # open_clip's tower, untyped
+
     def _normalised(self, pixels: Tensor) -> Tensor:
         # Published training attacks (pgd_v) begin outside [0, 1] by up to eps; evaluation is strict at its entry.
         check_pixels(pixels, slack=16 / 255)
@@ -212,7 +240,7 @@ class CLIPModel(nn.Module):
         preprocessing = self.spec.preprocessing
         return preprocessing.normalise(preprocessing.resize(wide))
 
-    def _stock(self, read: Callable[[Any, Tensor], Tensor], normalised: Tensor) -> Tensor:
+    def _stock(self, read: Callable[[Any, Tensor], T], normalised: Tensor) -> T:
         """Run open_clip's own tower in the compute dtype."""
         if self.compute_dtype == torch.float64:
             # A copy, for the rare ties that float32 cannot settle; never kept, never trained.

@@ -262,6 +262,12 @@ class FastVision:
         weights = self.weights(dtype)
         return project(weights, class_token(weights, normalised))
 
+    def embed_with_patches(self, normalised: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Embed `[B, 3, R, R]` and project its patches too, in one pass: `[B, D]`, `[B, P, D]`."""
+        weights = self.weights(dtype)
+        projected = project(weights, tokens(weights, normalised, layers=len(weights.blocks)))
+        return projected[:, 0], projected[:, 1:]
+
     def patch_tokens(self, normalised: Tensor, dtype: torch.dtype, *, layers: int, projected: bool) -> Tensor:
         """Return the patch tokens after so many blocks: `[B, P, D]` projected, else `[B, P, W]`."""
         weights = self.weights(dtype)

@@ -102,14 +102,16 @@ class FixedClasses(Classifier):
     Args:
         model: The model.
         class_weights: Unit rows `[C, D]`.
+        logit_scale: The factor on cosines where it is not the model's own.
 
     Raises:
         ValueRangeError: The rows are not of unit length.
     """
 
-    def __init__(self, model: CLIPModel, class_weights: Tensor) -> None:
+    def __init__(self, model: CLIPModel, class_weights: Tensor, *, logit_scale: float | None = None) -> None:
         super().__init__()
         self.model = model
+        self._logit_scale = logit_scale
         check_unit_rows(class_weights)
         self.register_buffer("class_weights", class_weights.detach(), persistent=False)
         self.class_weights: Tensor
@@ -125,9 +127,14 @@ class FixedClasses(Classifier):
         return frozenset({torch.bfloat16, torch.float32, torch.float64})
 
     @property
+    def logit_scale(self) -> Tensor | float:
+        """The factor on cosines."""
+        return self.model.logit_scale if self._logit_scale is None else self._logit_scale
+
+    @property
     def tie_tolerance(self) -> float:
         """1e-4 at a logit scale of 100 (evaluation plan 6.2)."""
-        return 1e-6 * self.model.logit_scale.item()
+        return 1e-6 * torch.as_tensor(self.logit_scale).item()
 
     @contextmanager
     def computing(self, dtype: torch.dtype) -> Iterator[None]:
@@ -148,8 +155,8 @@ class FixedClasses(Classifier):
         """
         features = self.model.image_features(pixels)
         if class_weights is None:
-            return self.model.logit_scale * F.linear(features, self.class_weights.to(features.dtype))
-        return zero_shot_logits(features, class_weights, logit_scale=self.model.logit_scale)
+            return self.logit_scale * F.linear(features, self.class_weights.to(features.dtype))
+        return zero_shot_logits(features, class_weights, logit_scale=self.logit_scale)
 
 
 class ZeroShotClassifier(FixedClasses):

@@ -51,6 +51,7 @@ def prepare(recipe: Recipe, *, device: str, data_root: str, strict: bool) -> Tra
     if recipe.data.limit is not None:
         data = limit(data, recipe.data.limit)
     model = load_model(recipe.model, device=device)
+    model.spec = replace(model.spec, preprocessing=method.preprocessing(model.spec.preprocessing))
     # The tokenizer is shared: it has no state, and copying it takes longer than the rest.
     teacher = Teacher(copy.deepcopy(model, {id(model.tokenizer): model.tokenizer}))
     prompts = _prompts(recipe, method, data, names)

@@ -42,7 +42,7 @@ class Trainer:
         prompts: Class names and templates, None where the method reads no classes and there are none.
         parameters: The tuned parameters by name.
         optimiser: Over these.
-        class_weights: Of the prompts, once they are encoded.
+        class_weights: Of the prompts, once they are encoded, by their templates.
         progress: Where the run stands.
         unreadable: Held-out samples that could not be read, with the reason.
     """
@@ -57,7 +57,7 @@ class Trainer:
     prompts: tuple[Sequence[str], Sequence[str]] | None
     parameters: dict[str, nn.Parameter]
     optimiser: torch.optim.Optimizer
-    class_weights: Tensor | None = None
+    class_weights: dict[tuple[str, ...], Tensor] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -100,12 +100,12 @@ class Trainer:
         logged: dict[str, float] = {"lr": self.optimiser.param_groups[0]["lr"], "loss": 0.0}
         for part in _split(samples, settings.accumulate):
             share = len(part) / len(samples)
-            terms, accuracy = self._losses(self._batch(part), epoch)
+            terms, watched = self._losses(self._batch(part), epoch)
             total = torch.stack(list(terms.values())).sum()
             (total * share).backward()
             for name, term in {**terms, "loss": total}.items():
                 logged[name] = logged.get(name, 0.0) + float(term.detach()) * share
-            for name, value in accuracy.items():
+            for name, value in watched.items():
                 logged[name] = logged.get(name, 0.0) + value * share
         # Without a bound it only measures: every gradient is multiplied by 1.
         norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), settings.clip_norm or math.inf)
@@ -135,6 +135,7 @@ class Trainer:
             labels=torch.tensor(labels, device=self.model.device) if len(labels) == len(samples) else None,
             captions=[sample.captions for sample in samples],
             class_weights=self._class_weights(),
+            extra_class_weights=self._extra_class_weights(),
         )
 
     def acting(self, pixels: Tensor) -> Tensor:
@@ -144,27 +145,37 @@ class Trainer:
         return self.model.spec.preprocessing.resize(pixels)
 
     def _class_weights(self) -> Tensor | None:
-        """Encode the classes: once a run while the text tower is frozen, else anew and with gradients."""
+        return None if self.prompts is None else self._encode(*self.prompts)
+
+    def _extra_class_weights(self) -> dict[str, Tensor]:
         if self.prompts is None:
-            return None
+            return {}
+        names, _ = self.prompts
+        return {title: self._encode(names, templates) for title, templates in self.method.extra_templates.items()}
+
+    def _encode(self, names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Encode the classes: once a run while the text tower is frozen, else anew and with gradients."""
         if self.method.trains is not Tunable.VISION:
-            return encode_classes(self.model, *self.prompts)
-        if self.class_weights is None:
+            return encode_classes(self.model, names, templates)
+        key = tuple(templates)
+        if key not in self.class_weights:
             with torch.no_grad():
-                self.class_weights = encode_classes(self.model, *self.prompts)
-        return self.class_weights
+                self.class_weights[key] = encode_classes(self.model, names, templates)
+        return self.class_weights[key]
 
     def _losses(self, batch: Batch, epoch: int) -> tuple[Mapping[str, Tensor], dict[str, float]]:
-        """Attack the batch, compute the passes that the method declared, and its loss."""
+        """Attack the batch, compute the passes that the method declared, and its loss; and what is logged beside it."""
         with self.model.computing(self.precision), self.teacher.model.computing(self.precision):
+            watched = self.method.watch(batch, self.model, self.teacher)
             attacked = self._attacked(batch, f"train|{epoch}")
             self.model.train()
             try:
                 passes = self._passes(batch, attacked)
             finally:
                 self.model.eval()
-            terms = self.method.loss(Views(self.method.name, batch, passes, self.model.logit_scale.detach()))
-        return terms, _accuracies(passes, batch, self.model.logit_scale)
+            scale, resolution = self.model.logit_scale.detach(), self.model.input_resolution
+            terms = self.method.loss(Views(self.method.name, batch, passes, scale, resolution))
+        return terms, {**watched, **_accuracies(passes, batch, scale)}
 
     def _attacked(self, batch: Batch, scope: str) -> Tensor | None:
         """Solve the inner problem; None where the method has none."""
@@ -180,40 +191,58 @@ class Trainer:
         return self.attack.perturb(inner["image"].objective, batch.pixels, self.recipe.build_threat(), random)
 
     def _passes(self, batch: Batch, attacked: Tensor | None) -> dict[Pass, object]:
-        """Compute each declared pass once; clean and attacked images of the student in one batch."""
-        needs = self.method.needs
-        passes: dict[Pass, object] = {}
-        images = {Pass.STUDENT_CLEAN: batch.pixels, Pass.STUDENT_ADV: attacked}
-        wanted = {name: _given(pixels, self.method, name) for name, pixels in images.items() if name in needs}
-        if wanted:
-            joined = self.model.embed_image(torch.cat(list(wanted.values())))
-            for name, embedding in zip(wanted, joined.split(len(batch)), strict=True):
-                passes[name] = ImageView(embedding, batch.class_weights)
-        if Pass.TEACHER_CLEAN in needs:
-            passes[Pass.TEACHER_CLEAN] = ImageView(self.teacher.embedding(batch), self._teacher_classes(batch))
-        if Pass.TEACHER_ADV in needs:
-            with torch.no_grad():
-                embedding = self.teacher.model.embed_image(_given(attacked, self.method, Pass.TEACHER_ADV))
-            passes[Pass.TEACHER_ADV] = ImageView(embedding, self._teacher_classes(batch))
-        for name, model, pixels in (
-            (Pass.STUDENT_CLEAN_PATCHES, self.model, batch.pixels),
-            (Pass.STUDENT_ADV_PATCHES, self.model, attacked),
-            (Pass.TEACHER_CLEAN_PATCHES, self.teacher.model, batch.pixels),
-            (Pass.TEACHER_ADV_PATCHES, self.teacher.model, attacked),
-        ):
-            if name in needs:
-                passes[name] = model.patch_tokens(_given(pixels, self.method, name))
+        """Compute each declared pass once."""
+        passes = self._student_passes(batch, attacked) | self._teacher_passes(batch, attacked)
         for name, model in ((Pass.STUDENT_TEXT, self.model), (Pass.TEACHER_TEXT, self.teacher.model)):
-            if name in needs:
+            if name in self.method.needs:
                 passes[name] = TextView(model.embed_text(self._texts(batch)))
+        return {name: value for name, value in passes.items() if name in self.method.needs}
+
+    def _student_passes(self, batch: Batch, attacked: Tensor | None) -> dict[Pass, object]:
+        """Pass clean and attacked images through the student in one batch, with their patches where any are read."""
+        seen = self._seen_by("student", batch, attacked)
+        if not seen:
+            return {}
+        passes: dict[Pass, object] = {}
+        pixels = torch.cat([pixels for _, _, pixels in seen])
+        if any(patches in self.method.needs for _, patches, _ in seen):
+            embedding, tokens = self.model.embed_with_patches(pixels)
+            passes |= {patches: part for (_, patches, _), part in zip(seen, tokens.split(len(batch)), strict=True)}
+        else:
+            embedding = self.model.embed_image(pixels)
+        for (whole, _, _), part in zip(seen, embedding.split(len(batch)), strict=True):
+            passes[whole] = ImageView(part, batch.class_weights)
         return passes
+
+    @torch.no_grad()
+    def _teacher_passes(self, batch: Batch, attacked: Tensor | None) -> dict[Pass, object]:
+        """Pass images through the teacher; of the clean ones the embedding is there if the attack asked for it."""
+        passes: dict[Pass, object] = {}
+        for whole, patches, pixels in self._seen_by("teacher", batch, attacked):
+            if patches in self.method.needs:
+                embedding, passes[patches] = self.teacher.model.embed_with_patches(pixels)
+            elif whole is Pass.TEACHER_CLEAN:
+                embedding = self.teacher.embedding(batch)
+            else:
+                embedding = self.teacher.model.embed_image(pixels)
+            if whole in self.method.needs:
+                passes[whole] = ImageView(embedding, self._teacher_classes(batch))
+        return passes
+
+    def _seen_by(self, model: str, batch: Batch, attacked: Tensor | None) -> list[tuple[Pass, Pass, Tensor]]:
+        """List the images that a model has to see: the pass of the whole image, that of its patches, the pixels."""
+        needs, seen = self.method.needs, []
+        for view, pixels in (("clean", batch.pixels), ("adv", attacked)):
+            whole, patches = Pass(f"{model}.{view}"), Pass(f"{model}.{view}_patches")
+            if needs & {whole, patches}:
+                seen.append((whole, patches, _given(pixels, self.method, whole if whole in needs else patches)))
+        return seen
 
     def _teacher_classes(self, batch: Batch) -> Tensor | None:
         """Return the teacher's class weights: the student's own while the text tower is frozen."""
         if self.prompts is None or self.method.trains is Tunable.VISION:
             return batch.class_weights
-        with torch.no_grad():
-            return encode_classes(self.teacher.model, *self.prompts)
+        return encode_classes(self.teacher.model, *self.prompts)
 
     def _texts(self, batch: Batch) -> list[str]:
         """Return one text a sample: its first caption, or the first prompt of its class."""
