@@ -471,3 +471,25 @@ def test_hashed_files(tmp_path):
     path = write_hashed(tmp_path / "deep" / "er", "0000", ".bin", b"abc")
     assert path.name == "0000-ba7816bf.bin"  # sha256("abc") of FIPS 180-2
     assert read_hashed(path) == b"abc"
+
+
+def test_a_row_of_a_list_bears_the_label_of_an_attack_in_it(tmp_path):
+    members = (AttackInfo(name="fgsm", title="FGSM"), AttackInfo(name="pgd", settings={"steps": 20}))
+    unit = replace(UNIT, attack=AttackInfo(name="standard", title="AutoAttack standard", members=members))
+    store = RunStore.create(tmp_path / "run", RUN)
+    name = store.open_unit(unit)
+    labels = ("FGSM", "PGD-20", "standard")
+    store.write_chunk(name, "0000", [row(key, attack=label) for key, label in zip(IDS[:3], labels, strict=True)])
+    again = RunStore.open(store.path)
+    assert again.record(name) == unit
+    assert again.record(name).attack.label == "AutoAttack standard"
+    with pytest.raises(DataError, match=r"rows with attack = 'pgd', its unit .* has 'standard'"):
+        store.write_chunk(name, "0001", rows(IDS[3:5]))
+
+
+def test_the_hash_of_a_list_is_that_of_its_attacks_in_their_order():
+    first, second = AttackInfo(name="fgsm"), AttackInfo(name="pgd", settings={"steps": 20})
+    lists = [AttackInfo(name="two", members=members) for members in ((first, second), (second, first), (first,), ())]
+    assert len({one.hash for one in lists}) == 4
+    longer = replace(second, settings={"steps": 30})
+    assert AttackInfo(name="two", members=(first, longer)).hash != lists[0].hash

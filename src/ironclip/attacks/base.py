@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ironclip.attacks.objectives import Evaluation, Objective, frozen
+from ironclip.attacks.objectives import Evaluation, Objective, frozen, loss_used
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.errors import ShapeError
 from ironclip.randomness import SampleRandom
@@ -122,6 +122,14 @@ class Attack(ABC):
     def check(self, threat: ThreatModel) -> None:  # noqa: B027  # most attacks can play every game
         """Refuse a game that these settings cannot play; raises an error in words."""
 
+    def loss_used(self, classes: int) -> str:
+        """Name the loss that the search follows with so many classes."""
+        return loss_used(self.loss, classes)
+
+    def for_restart(self, restart: int) -> Self:
+        """Return the settings of a restart, counted from 0; the same unless the attack begins otherwise."""
+        return self
+
     @abstractmethod
     def start(self, objective: Objective, pixels: Tensor, threat: ThreatModel, random: SampleRandom) -> State:
         """Return the state before the first step."""
@@ -156,10 +164,11 @@ class Attack(ABC):
         with frozen(objective.modules):
             for restart in range(self.restarts):
                 streams = dataclasses.replace(random, scope=f"{random.scope}|{restart}")
-                state = self.start(objective, pixels.detach(), threat, streams)
-                while not self.settled(state):
-                    state = self.step(objective, state)
-                found, its_value = self.result(state), self.result_value(state)
+                attack = self.for_restart(restart)
+                state = attack.start(objective, pixels.detach(), threat, streams)
+                while not attack.settled(state):
+                    state = attack.step(objective, state)
+                found, its_value = attack.result(state), attack.result_value(state)
                 if value is None:
                     result, value = found, its_value
                 else:

@@ -221,11 +221,11 @@ class _Run:
 
     def _restart(self, restart: int, rows: Tensor, best: Tensor, progress: Progress | None) -> None:
         """Run the attack once over the given rows, all of them step by step together."""
-        outcome = self.outcome
-        streams = SampleRandom(self.seed, self.keys, f"{self.attack.name}|{restart}")
+        outcome, attack = self.outcome, self.attack.for_restart(restart)
+        streams = SampleRandom(self.seed, self.keys, f"{attack.name}|{restart}")
         state, seconds = self._tiled(
             rows,
-            lambda tile, own: self.attack.start(
+            lambda tile, own: attack.start(
                 self.objective.take(tile), self.pixels[tile].to(self.objective.device), self.threat, streams.take(tile)
             ),
         )
@@ -236,7 +236,7 @@ class _Run:
             before = state
 
             def advance(tile: Tensor, own: Tensor, before: State = before) -> State:
-                return self.attack.step(self.objective.take(tile), before.take(own))
+                return attack.step(self.objective.take(tile), before.take(own))
 
             state, seconds = self._tiled(rows, advance)
             outcome.seconds[rows] += seconds

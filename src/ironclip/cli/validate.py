@@ -27,7 +27,7 @@ def validate_command(
     from ironclip.training.recipe_file import read_recipe_file
 
     path, changes = recipe_path(recipe), overrides or []
-    if "architecture" in read_recipe_file(path, changes):
+    if path.is_file() and "architecture" in read_recipe_file(path, changes):
         _pretraining(path, changes, json)
         return
     checked = load_recipe(path, changes)

@@ -14,6 +14,7 @@ from ironclip.errors import DataError
 from ironclip.evaluation.intervals import Interval, mean_per_class_interval, wilson
 from ironclip.evaluation.metrics import clean_correct, robust_correct
 from ironclip.evaluation.records import SampleIds, UnitRecord
+from ironclip.evaluation.unit_calibration import UnitCalibration, calibrate_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class AggregateRow:
         robust_mean_per_class: None while partial.
         attack_success_rate: Broken among those right before; None while partial or where none was right.
         totals: Samples with a row, passes, time, oddities.
+        calibration: Of the samples with a row; None where it is not defined, and in files of older versions.
+        uncalibrated: Why `calibration` is None.
     """
 
     unit: str
@@ -69,6 +72,8 @@ class AggregateRow:
     robust_mean_per_class: Interval | None
     attack_success_rate: Interval | None
     totals: Totals
+    calibration: UnitCalibration | None = None
+    uncalibrated: str = ""
 
 
 def aggregate_rows(rows: pa.Table, record: UnitRecord) -> AggregateRow:
@@ -85,6 +90,7 @@ def aggregate_rows(rows: pa.Table, record: UnitRecord) -> AggregateRow:
     missing = n_missing(rows, record)
     n_right, n_robust = int(clean.sum()), int(robust.sum())
     complete = missing == 0
+    calibration, uncalibrated = calibration_or_reason(rows, record)
     return AggregateRow(
         unit=record.unit_id,
         n_declared=record.sample_ids.count,
@@ -96,7 +102,17 @@ def aggregate_rows(rows: pa.Table, record: UnitRecord) -> AggregateRow:
         robust_mean_per_class=mean_per_class_interval(robust, labels) if complete else None,
         attack_success_rate=wilson(n_right - n_robust, n_right) if complete and n_right else None,
         totals=totals(rows),
+        calibration=calibration,
+        uncalibrated=uncalibrated,
     )
+
+
+def calibration_or_reason(rows: pa.Table, record: UnitRecord) -> tuple[UnitCalibration | None, str]:
+    """Return the calibration of rows, or None and the reason why they have none (no logits, infinite ones)."""
+    try:
+        return calibrate_rows(rows, record), ""
+    except DataError as error:
+        return None, error.problem
 
 
 def totals(rows: pa.Table) -> Totals:

@@ -15,9 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ironclip.attacks.autoattack import AttackList
 from ironclip.attacks.base import Attack
-from ironclip.attacks.driver import GRANULE, DriverSettings, Outcome, row_invariance, run_attack
-from ironclip.attacks.objectives import Misclassify, loss_used, predict
+from ironclip.attacks.driver import GRANULE, DriverSettings, row_invariance
+from ironclip.attacks.objectives import Misclassify, predict
+from ironclip.attacks.sequence import Member, SequenceOutcome, run_sequence
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.data.classes import class_groups, colliding_names, words_sha256
 from ironclip.data.contract import Dataset, Sample
@@ -37,6 +39,7 @@ from ironclip.evaluation.records import (
     gallery_ids,
 )
 from ironclip.evaluation.store import Adversarials, RunStore
+from ironclip.evaluation.unfinished import Unfinished
 from ironclip.models.sources import load_classifier, load_model, model_identity
 from ironclip.models.zero_shot import Classifier, ZeroShotClassifier
 from ironclip.provenance import versions
@@ -61,7 +64,7 @@ class EvaluationRequest:
         model: Model source, `python:` included.
         suite: Name of a suite, or path of a suite's YAML file.
         data_root: What `{data}` in the suite stands for.
-        attacks: Each is a unit of its own.
+        attacks: Each is a unit of its own, a list of attacks too: each sample has one row for the whole list.
         threats: Each is a unit of its own.
         out: The run folder; a run of the same request goes on where it stopped.
         name: What reports call the model; its source unless given.
@@ -82,7 +85,7 @@ class EvaluationRequest:
     model: str
     suite: str
     data_root: str
-    attacks: tuple[Attack, ...]
+    attacks: tuple[Attack | AttackList, ...]
     threats: tuple[ThreatModel, ...]
     out: Path
     name: str | None = None
@@ -148,31 +151,39 @@ class _Unit:
 
     request: EvaluationRequest
     task: _Task
-    attack: Attack
+    members: tuple[Member, ...]
     threat: ThreatModel
     record: UnitRecord
     settings: DriverSettings
 
-    def attack_chunk(self, samples: Sequence[Sample], step: Callable[[int, int], None]) -> Outcome:
-        """Attack the samples of a chunk; `step` is told (broken, standing) after each step of the attack.
+    def attack_chunk(
+        self, chunk: str, samples: Sequence[Sample], unfinished: Unfinished, step: Callable[[int, int], None]
+    ) -> SequenceOutcome:
+        """Attack the samples of a chunk, going on after the last attack of a list that was finished on it.
+
+        Args:
+            chunk: Its name.
+            samples: What is in it.
+            unfinished: Where the attacks of a list leave what they have found.
+            step: Told (broken, standing) after each step of each attack.
 
         Raises:
             DataError: Their images differ in size.
         """
         task = self.task
         labels = torch.tensor([sample.label for sample in samples], device=task.classifier.device)
-        objective = Misclassify(task.classifier, labels, loss=self.attack.loss, groups=task.groups)
-        pixels = self.acting(samples)
         keys = [sample.key for sample in samples]
-        return run_attack(
-            self.attack,
-            objective,
-            pixels,
+        return run_sequence(
+            self.members,
+            lambda attack: Misclassify(task.classifier, labels, loss=attack.loss, groups=task.groups),
+            self.acting(samples),
             keys,
             self.threat,
             seed=self.request.seed,
             settings=self.settings,
             progress=step,
+            begun=unfinished.load(chunk, keys),
+            after=lambda outcome: unfinished.save(chunk, keys, outcome),
         )
 
     def acting(self, samples: Sequence[Sample]) -> Tensor:
@@ -180,15 +191,17 @@ class _Unit:
         images = [acting_pixels(sample.pixels, self.task.classifier, self.threat) for sample in samples]
         return stack_images(images, self.task.info.name)
 
-    def rows(self, samples: Sequence[Sample], outcome: Outcome) -> list[dict[str, Any]]:
-        """Turn an outcome into rows of the store's schema; margins are positive where the answer is right."""
+    def rows(self, samples: Sequence[Sample], outcome: SequenceOutcome) -> list[dict[str, Any]]:
+        """Turn an outcome into rows of the store's schema; margins are positive where the answer is right.
+
+        In a list of attacks a row bears the label of the attack that its image is from, and the name of the list where
+        that is the clean image.
+        """
         labels = torch.tensor([sample.label for sample in samples])
         clean, final = outcome.clean, outcome.final
         if clean.logits is None or final.logits is None or clean.margin is None or final.margin is None:
             raise TypeError("a classification objective gives logits and margins")
         shared = {
-            "attack": self.attack.name,
-            "loss_used": loss_used(self.attack.loss, clean.logits.shape[1]),
             "target": -1,
             "tile": self.settings.tile,
             "dtype": self.request.search_dtype,
@@ -217,12 +230,16 @@ class _Unit:
             "logits_adv": final.logits,
         }
         plain = {name: column.tolist() for name, column in columns.items()}
+        labels_and_none = [*(member.label for member in self.members), self.record.attack.name]
+        losses = [member.attack.loss_used(clean.logits.shape[1]) for member in self.members]
+        plain["attack"] = [labels_and_none[member] for member in outcome.member.tolist()]
+        plain["loss_used"] = [losses[max(member, 0)] for member in outcome.member.tolist()]
         return [
             {"sample_id": sample.key, **shared, **{name: values[index] for name, values in plain.items()}}
             for index, sample in enumerate(samples)
         ]
 
-    def images(self, samples: Sequence[Sample], outcome: Outcome) -> Adversarials | None:
+    def images(self, samples: Sequence[Sample], outcome: SequenceOutcome) -> Adversarials | None:
         """Return the images to keep, clean as the adversary found them, and as it left them."""
         gallery = set(gallery_ids(self.task.whole.keys, GALLERY)) if self.request.save == "gallery" else set()
         kept = [i for i, s in enumerate(samples) if self.request.save == "all" or s.key in gallery]
@@ -254,6 +271,9 @@ def evaluate_suite(
         raise ConfigError(f'search dtype "{request.search_dtype}".', f"Give one of {', '.join(PRECISIONS)}.")
     for threat in request.threats:
         _refuse_other_games(threat)
+        for attack in request.attacks:
+            for member in _members(attack):
+                member.attack.check(threat)
     suite = load_suite(request.suite, request.data_root)
     entries = [suite.entry(name) for name in request.datasets] if request.datasets else list(suite.entries)
     infos = [entry.open(strict=request.strict) for entry in entries]
@@ -284,7 +304,7 @@ def evaluate_suite(
         for threat in request.threats:
             for attack in request.attacks:
                 record = _unit_record(request, task, attack, threat, identity)
-                _evaluate_unit(_Unit(request, task, attack, threat, record, settings), store, progress)
+                _evaluate_unit(_Unit(request, task, _members(attack), threat, record, settings), store, progress)
     store.write_aggregates()
     return store
 
@@ -329,7 +349,7 @@ def _first_samples(dataset: Dataset, name: str, strict: bool) -> tuple[Tensor, T
 def _evaluate_unit(unit: _Unit, store: RunStore, progress: Callable[[EvaluationProgress], None] | None) -> None:
     """Attack what has no verdict yet, chunk by chunk."""
     name, samples = store.open_unit(unit.record), unit.task.samples
-    done = store.done_ids(name)
+    done, unfinished = store.done_ids(name), Unfinished(store.path / "unfinished" / name)
     unreadable: dict[str, str] = {}
     finished, clean_right, robust_right, counted = len(done & set(samples.keys)), 0, 0, 0
 
@@ -339,12 +359,14 @@ def _evaluate_unit(unit: _Unit, store: RunStore, progress: Callable[[EvaluationP
             progress(EvaluationProgress(name, finished, len(samples), clean, robust, standing))
 
     for chunk, batch in _chunks(samples, done, unit.request.strict, unreadable):
-        outcome = unit.attack_chunk(batch, lambda broken, standing: show(standing))
+        outcome = unit.attack_chunk(chunk, batch, unfinished, lambda broken, standing: show(standing))
         store.write_chunk(name, chunk, unit.rows(batch, outcome), unit.images(batch, outcome))
+        unfinished.clear()
         finished, counted = finished + len(batch), counted + len(batch)
         clean_right += int((~outcome.clean.broken).sum())
         robust_right += int((~outcome.broken).sum())
         show()
+    unfinished.clear()  # of a chunk that was stored just before a kill
     if unreadable:
         store.note_unreadable(name, unreadable)
 
@@ -383,7 +405,7 @@ def game_hash(threat: ThreatModel, size: tuple[int, int]) -> str:
 
 
 def _unit_record(
-    request: EvaluationRequest, task: _Task, attack: Attack, threat: ThreatModel, identity: str
+    request: EvaluationRequest, task: _Task, attack: Attack | AttackList, threat: ThreatModel, identity: str
 ) -> UnitRecord:
     info, classifier = task.info, task.classifier
     height, width = acting_pixels(task.probe[0][0], classifier, threat).shape[-2:]
@@ -397,7 +419,7 @@ def _unit_record(
         class_list_sha256=words_sha256(info.class_names),
         prompt_set_sha256=words_sha256(info.templates),
         duplicates=tuple(name for name, _ in colliding_names(info.class_names)),
-        attack=AttackInfo(name=attack.name, settings=dataclasses.asdict(attack)),  # type: ignore[call-overload]  # every attack is a dataclass
+        attack=_attack_info(attack),
         threat=ThreatInfo(
             record=rules, hash=game_hash(threat, (height, width)), caption=threat.caption((height, width))
         ),
@@ -406,6 +428,17 @@ def _unit_record(
         sample_ids=SampleIds.of(task.whole.keys),
         n_total=len(info.dataset),
     )
+
+
+def _members(attack: Attack | AttackList) -> tuple[Member, ...]:
+    return attack.members if isinstance(attack, AttackList) else (Member(attack.name, attack),)
+
+
+def _attack_info(attack: Attack | AttackList) -> AttackInfo:
+    if isinstance(attack, AttackList):
+        members = (dataclasses.replace(_attack_info(member.attack), title=member.label) for member in attack.members)
+        return AttackInfo(name=attack.name, title=attack.title, members=tuple(members))
+    return AttackInfo(name=attack.name, settings=dataclasses.asdict(attack))  # type: ignore[call-overload]  # every attack is a dataclass
 
 
 def _dataset_info(task: _Task) -> DatasetInfo:

@@ -68,19 +68,31 @@ class DatasetInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class AttackInfo:
-    """An attack by its registered name and all its settings, defaults too."""
+    """An attack by its registered name and all its settings, defaults too; or a list of attacks.
+
+    Attributes:
+        name: Of the attack, or of the list.
+        settings: Of the attack; a list has none of its own.
+        title: What readers call it, where that is not its label by name and steps.
+        members: Of a list, in order.
+    """
 
     name: str
     settings: dict[str, Any] = field(default_factory=dict)
+    title: str = ""
+    members: tuple[AttackInfo, ...] = ()
 
     @property
     def hash(self) -> str:
         """Of the name and all settings: tells two settings of one attack apart."""
-        return hashlib.sha256(json.dumps([self.name, self.settings], sort_keys=True, default=str).encode()).hexdigest()
+        content = [self.name, self.settings, *(member.hash for member in self.members)]
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     @property
     def label(self) -> str:
-        """Name for readers: `PGD-20`."""
+        """Name for readers: `PGD-20`, `AutoAttack standard`."""
+        if self.title:
+            return self.title
         steps = self.settings.get("steps")
         return self.name.upper() if steps is None else f"{self.name.upper()}-{steps}"
 

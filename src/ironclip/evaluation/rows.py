@@ -25,7 +25,7 @@ SCHEMA = pa.schema(
             ("pred_adv", pa.int32()),
             ("margin_adv", pa.float32()),
             ("broken", pa.bool_()),
-            ("attack", pa.string()),
+            ("attack", pa.string()),  # in a list of attacks: the one that the image is from, or the list's name if none
             ("loss_used", pa.string()),
             ("restart", pa.int16()),
             ("target", pa.int32()),  # -1: untargeted
@@ -127,8 +127,9 @@ def _refuse_strangers(table: pa.Table, record: UnitRecord, chunk: str) -> None:
         "model_sha256": record.model_sha256,
         "seed": record.seed,
     }
+    members = {member.label for member in record.attack.members}
     for name, value in expected.items():
-        others = set(table[name].to_pylist()) - {value}
+        others = set(table[name].to_pylist()) - {value} - (members if name == "attack" else set())
         if others:
             raise DataError(
                 f"chunk {chunk} has rows with {name} = {others.pop()!r}, its unit {record.unit_id} has {value!r}.",

@@ -4,9 +4,10 @@
     RUN/samples/<unit>/<chunk>-<sha8>.parquet       one row a sample and attack: the only source of truth
     RUN/adversarials/<unit>/<chunk>-<sha8>.safetensors   some clean and attacked images, float32
     RUN/rows/<unit>.json                            aggregates, always recomputable
+    RUN/unfinished/<unit>/                          the chunk under way in a list of attacks; see `unfinished`
 
-A unit is one data set, one threat model, one attack. One process writes into a run folder at a time; shards write into
-folders of their own and are merged. Source: evaluation plan 6.7.
+A unit is one data set, one threat model, one attack or list of attacks. One process writes into a run folder at a
+time; shards write into folders of their own and are merged. Source: evaluation plan 6.7.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from ironclip.evaluation.calibration import Bins
+from ironclip.evaluation.intervals import wilson
 from ironclip.report.results import Cell, DatasetTable
 
 # Stand-ins that occur nowhere else in a drawing; the page defines --model-0 to --model-7, --ink and --grid.
@@ -80,6 +82,28 @@ def trade_off(table: DatasetTable, budget: int, *, prefix: str) -> Markup:
     return drawing.markup
 
 
+def reliability_diagram(clean: Bins, attacked: Bins, model: int, *, prefix: str) -> Markup:
+    """Draw the share right against the confidence, bin by bin with intervals, for clean and attacked images.
+
+    Empty bins have no point. Bars at the foot say how many images fell into a bin: clean pale, attacked solid.
+
+    Args:
+        clean: Of the clean images (open marks, dotted line).
+        attacked: Of the attacked images (filled marks), cut as the clean ones.
+        model: Index, for the colour.
+        prefix: Makes the ids of this drawing unique in the page.
+    """
+    with _canvas(prefix) as (axes, drawing):
+        axes.plot([0, 100], [0, 100], color=_GRID, linewidth=1, zorder=1)
+        for bins, is_attacked in ((clean, False), (attacked, True)):
+            _reliability(axes, bins, model, is_attacked)
+        for axis in (axes.xaxis, axes.yaxis):
+            _percent_axis(axis, 100)
+        axes.set_xlabel("confidence, %")
+        axes.set_ylabel("images right, %")
+    return drawing.markup
+
+
 def swatch(model: int, *, prefix: str) -> Markup:
     """Draw the line and marker of a model for a legend, in the same colours as the figures."""
     with _canvas(prefix, width=0.42, height=0.18, bare=True) as (axes, drawing):
@@ -126,6 +150,39 @@ def _cross(axes: Axes, clean: Cell, robust: Cell, model: int) -> None:
         capsize=0,
         elinewidth=1.2,
         **_style(model),
+    )
+
+
+def _reliability(axes: Axes, bins: Bins, model: int, is_attacked: bool) -> None:
+    style = _style(model)
+    if not is_attacked:
+        style |= {"linestyle": (0, (1, 2)), "markerfacecolor": "none"}
+    points = [
+        (100 * mean, wilson(hits, count))
+        for count, hits, mean in zip(bins.counts, bins.hits, bins.confidence, strict=True)
+        if mean is not None
+    ]
+    shares = [share for _, share in points]
+    axes.errorbar(
+        [confidence for confidence, _ in points],
+        [100 * share.estimate for share in shares],
+        yerr=[
+            [100 * (share.estimate - share.low) for share in shares],
+            [100 * (share.high - share.estimate) for share in shares],
+        ],
+        elinewidth=0.8,
+        capsize=0,
+        zorder=4 if is_attacked else 3,
+        **style,
+    )
+    width = 100 / len(bins.counts)
+    axes.bar(
+        [(index + (0.7 if is_attacked else 0.3)) * width for index in range(len(bins.counts))],
+        [15 * count / sum(bins.counts) for count in bins.counts],
+        width=0.38 * width,
+        color=style["color"],
+        alpha=0.7 if is_attacked else 0.3,
+        zorder=2,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ironclip.evaluation.records import Session
-from ironclip.report import prose
+from ironclip.report import calibration, prose
+from ironclip.report.falls import EXPLAINED, falls
 from ironclip.report.results import Cell, DatasetTable, Results
 from ironclip.report.wording import bounds, count, duration, p_value, points, share
 
@@ -23,6 +24,8 @@ def render_markdown(results: Results, title: str) -> str:
         "\n".join(f"- {_text(note)}" for note in results.notes),
         "### How to read this",
         "\n".join(f"- **{term}**: {meaning}" for term, meaning in prose.reading(results)),
+        *_falls(results),
+        *_confidence(results),
         "## Cost",
         _costs(results),
         "## Reproduce",
@@ -66,6 +69,27 @@ def _versus(cell: Cell | None) -> str:
     paired = cell.versus_first.paired
     text = f"{points(paired.difference)} {bounds(paired.low, paired.high)}, {p_value(cell.versus_first.p_holm)}"
     return f"**{text}**" if cell.versus_first.is_clear else text
+
+
+def _falls(results: Results) -> list[str]:
+    blocks = []
+    for fall in falls(results):
+        lines = [[_text(results.models[model].name), *shares] for model, shares in fall.lines]
+        blocks += [f"### {_text(fall.title)}", _grid(["", *fall.head], lines)]
+    return ["## What each attack broke", EXPLAINED, *blocks] if blocks else []
+
+
+def _confidence(results: Results) -> list[str]:
+    blocks = []
+    names = [model.name for model in results.models]
+    for table in results.datasets:
+        lines = calibration.confidence_lines(table)
+        if lines:
+            rows = [[f"{_text(names[line.model])}, {line.label}", *line.cells] for line in lines]
+            blocks += [f"### Confidence on {_text(table.info.title)}", _grid(calibration.HEAD, rows)]
+        blocks.append("\n".join(f"- No confidence of {_text(one)}" for one in calibration.missing(table, names)))
+    blocks.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in calibration.reading(results.datasets)))
+    return ["## Confidence", *blocks] if any(blocks) else []
 
 
 def _costs(results: Results) -> str:

@@ -11,8 +11,9 @@ import jinja2
 from markupsafe import Markup
 
 from ironclip.files import write_atomically
-from ironclip.report import prose, wording
-from ironclip.report.figures import robustness_curve, swatch, trade_off
+from ironclip.report import calibration, prose, wording
+from ironclip.report.falls import EXPLAINED, falls
+from ironclip.report.figures import reliability_diagram, robustness_curve, swatch, trade_off
 from ironclip.report.gallery import gallery
 from ironclip.report.markdown import render_markdown
 from ironclip.report.results import DatasetTable, Results
@@ -58,12 +59,14 @@ def render_page(results: Results, title: str) -> str:
         lstrip_blocks=True,
         finalize=_keep_percent_signs,
     )
-    environment.globals |= {"prose": prose, "wording": wording, "legend": _legend_maker()}
+    environment.globals |= {"prose": prose, "wording": wording, "calibration": calibration, "legend": _legend_maker()}
     galleries = [found for table in results.datasets if (found := gallery(table, results.models))]
     return environment.get_template("report.html.j2").render(
         title=title,
         results=results,
         galleries=galleries,
+        falls=falls(results),
+        falls_explained=EXPLAINED,
         curves=[plot for index, table in enumerate(results.datasets) for plot in _curves(index, table)],
         trade_offs=[
             _Plot(
@@ -71,6 +74,9 @@ def render_page(results: Results, title: str) -> str:
                 trade_off(table, table.reference, prefix=f"trade-{index}"),
             )
             for index, table in enumerate(results.datasets)
+        ],
+        reliability=[
+            plot for index, table in enumerate(results.datasets) for plot in _reliability(index, table, results)
         ],
     )
 
@@ -89,6 +95,19 @@ def _curves(index: int, table: DatasetTable) -> list[_Plot]:
         )
         for norm in norms
     ]
+
+
+def _reliability(index: int, table: DatasetTable, results: Results) -> list[_Plot]:
+    plots = []
+    for model, info in enumerate(results.models):
+        found = calibration.reference(table, model)
+        if found:
+            title = f"{table.info.title}, {info.name}, clean and ε = {table.budgets[table.reference].eps}"
+            drawing = reliability_diagram(
+                found.clean.bins, found.adv.bins, model, prefix=f"reliability-{index}-{model}"
+            )
+            plots.append(_Plot(title, drawing))
+    return plots
 
 
 def _legend_maker() -> Any:

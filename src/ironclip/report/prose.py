@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ironclip.evaluation.records import AttackInfo
 from ironclip.report.results import Cell, DatasetTable, Results
 from ironclip.report.wording import bounds, count, coverage, listing, percent, plural, points, share
 
@@ -48,10 +49,10 @@ def what_was_done(results: Results) -> list[str]:
 
 def verdict(results: Results) -> str:
     """Return the sentence that says how much the table proves."""
-    attacks = results.attacks
-    number = "one attack" if len(attacks) == 1 else f"only {plural(len(attacks), 'attack')}"
-    be = "was" if len(attacks) == 1 else "were"
-    return f"This table is an upper bound on robustness: {number} ({', '.join(attacks)}) {be} run."
+    tried = sum(len(attack.members) or 1 for attack in {attack.label: attack for attack in _attacks(results)}.values())
+    number = "one attack" if tried == 1 else f"only {plural(tried, 'attack')}"
+    be = "was" if tried == 1 else "were"
+    return f"This table is an upper bound on robustness: {number} ({', '.join(results.attacks)}) {be} run."
 
 
 VERDICT_EXPLAINED = (
@@ -160,13 +161,19 @@ def dataset_notes(table: DatasetTable, results: Results) -> list[str]:
 
 
 def attack_settings(results: Results) -> list[str]:
-    """Return each attack that was run with its settings: `PGD-20 (steps = 20, restarts = 1)`."""
-    attacks = [attack for table in results.datasets for budget in table.budgets for attack in budget.attacks]
-    lines = [
-        f"{attack.label} ({', '.join(f'{name} = {value}' for name, value in attack.settings.items()) or 'no settings'})"
-        for attack in attacks
-    ]
-    return list(dict.fromkeys(lines))
+    """Return each attack that was run with its settings, of a list those in it: `PGD-20 (steps = 20, restarts = 1)`."""
+    return list(dict.fromkeys(_with_settings(attack) for attack in _attacks(results)))
+
+
+def _attacks(results: Results) -> list[AttackInfo]:
+    return [attack for table in results.datasets for budget in table.budgets for attack in budget.attacks]
+
+
+def _with_settings(attack: AttackInfo) -> str:
+    if attack.members:
+        return f"{attack.label}: {', then '.join(_with_settings(member) for member in attack.members)}"
+    settings = ", ".join(f"{name} = {value}" for name, value in attack.settings.items())
+    return f"{attack.label} ({settings or 'no settings'})"
 
 
 def _columns(table: DatasetTable) -> list[tuple[str, tuple[Cell | None, ...]]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 
 from ironclip.evaluation.aggregate import Totals
 from ironclip.evaluation.intervals import Interval, PairedDifference
 from ironclip.evaluation.records import AttackInfo, DatasetInfo, Session, SuiteInfo, UnitRecord
 from ironclip.evaluation.store import RunStore
+from ironclip.evaluation.unit_calibration import UnitCalibration
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class DatasetTable:
         clean: A cell a model.
         robust: A row a budget, a cell a model; None where it was not run.
         unreadable: Samples that could not be decoded and have no answers, with the reason.
+        calibration: A row a budget, a cell a model; None where it was not run, or has none.
+        uncalibrated: Models without calibration where they were run, with the reason.
     """
 
     name: str
@@ -103,6 +106,8 @@ class DatasetTable:
     clean: tuple[Cell | None, ...]
     robust: tuple[tuple[Cell | None, ...], ...]
     unreadable: dict[str, str]
+    calibration: tuple[tuple[UnitCalibration | None, ...], ...] = ()
+    uncalibrated: dict[int, str] = field(default_factory=dict)
 
     @property
     def chance(self) -> float:

@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ironclip.errors import ConfigError, DataError
-from ironclip.evaluation.aggregate import Totals, n_missing, share, totals, verdicts
+from ironclip.evaluation.aggregate import Totals, calibration_or_reason, n_missing, share, totals, verdicts
 from ironclip.evaluation.intervals import holm, mean_per_class_interval, paired_difference
 from ironclip.evaluation.records import (
     AttackInfo,
@@ -23,6 +23,8 @@ from ironclip.evaluation.records import (
     unit_difference,
 )
 from ironclip.evaluation.store import RunStore
+from ironclip.evaluation.unit_calibration import UnitCalibration
+from ironclip.report.calibration import hardest
 from ironclip.report.results import Budget, Cell, Comparison, DatasetTable, Model, Results
 
 Verdicts = dict[str, bool]
@@ -33,6 +35,8 @@ class _Unit:
     """One unit of one model, boiled down to a verdict a sample."""
 
     model: int
+    store: RunStore
+    name: str
     record: UnitRecord
     totals: Totals
     labels: dict[str, int]
@@ -117,6 +121,8 @@ def _units(index: int, model: Model) -> Iterable[_Unit]:
             ids = rows["sample_id"].to_pylist()
             yield _Unit(
                 model=index,
+                store=store,
+                name=name,
                 record=record,
                 totals=totals(rows),
                 labels=dict(zip(ids, labels.tolist(), strict=True)),
@@ -142,11 +148,13 @@ def _dataset_table(name: str, info: DatasetInfo, units: Sequence[_Unit], models:
         )
 
     games = sorted({unit.game for unit in units})
-    budgets, robust = [], []
+    budgets, robust, calibration = [], [], []
+    uncalibrated: dict[int, str] = {}
     for game in games:
         members = [unit for unit in units if unit.game == game]
         budgets.append(_budget(name, members, models))
         robust.append(column(_stands, members))
+        calibration.append(tuple(_calibration(index, members, uncalibrated) for index in range(len(models))))
     return DatasetTable(
         name=name,
         info=info,
@@ -155,7 +163,21 @@ def _dataset_table(name: str, info: DatasetInfo, units: Sequence[_Unit], models:
         clean=column(_clean, units),
         robust=tuple(robust),
         unreadable={key: reason for unit in units for key, reason in unit.unreadable.items()},
+        calibration=tuple(calibration),
+        uncalibrated=uncalibrated,
     )
+
+
+def _calibration(index: int, units: Sequence[_Unit], reasons: dict[int, str]) -> UnitCalibration | None:
+    """Calibrate a model under all attacks of a game, or note why it cannot be."""
+    members = [unit for unit in units if unit.model == index]
+    if not members:
+        return None
+    rows = hardest([unit.store.read_unit(unit.name) for unit in members])
+    found, reason = calibration_or_reason(rows, members[0].record)
+    if reason:
+        reasons[index] = reason
+    return found
 
 
 def _clean(units: Sequence[_Unit]) -> Verdicts:
