@@ -112,6 +112,21 @@ def test_two_settings_of_one_attack_are_two_units_and_an_image_must_stand_both(e
     assert ironclip("report", "both", "--out", "page").code == 0
 
 
+def test_what_is_done_is_neither_probed_nor_attacked_again(evaluated, monkeypatch):
+    first = json.loads(evaluated("--json", "--out", "run", "--limit", "20").out)["rows"]
+    record = Path("run", "run.json").read_bytes()
+
+    def never(*_):
+        raise AssertionError("there is nothing left to do")
+
+    monkeypatch.setattr("ironclip.evaluation.evaluate.row_invariance", never)
+    monkeypatch.setattr("ironclip.evaluation.evaluate.run_sequence", never)
+    again = evaluated("--json", "--out", "run", "--limit", "20")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["rows"] == first
+    assert Path("run", "run.json").read_bytes() == record
+
+
 def test_progress_is_told_after_each_step_of_the_attack(suite_file, data_root, model_folder, tmp_path):
     request = EvaluationRequest(
         model=f"local-dir:{model_folder}",

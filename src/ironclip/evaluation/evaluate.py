@@ -281,30 +281,34 @@ def evaluate_suite(
     identity = model_identity(classifiers[0])
     settings = DriverSettings(tile=request.tile, compact=request.compact, search_dtype=PRECISIONS[request.search_dtype])
     tasks = [_task(request, info, classifier) for info, classifier in zip(infos, classifiers, strict=True)]
-    invariance = _probe(tasks[0], settings)
     for task in tasks:
         for name, labels in colliding_names(task.info.class_names):
             logger.warning('%s: the classes %s share the name "%s".', task.info.name, labels, name)
         for problem in task.info.dataset.problems:
             logger.warning("%s: %s", task.info.name, problem)
-    if invariance:
-        # Rows depend on the shape of their tile here: every tile must have the same shape.
-        settings = dataclasses.replace(settings, granule=settings.tile)
-    store = RunStore.create(
-        request.out,
-        RunRecord(
-            model=ModelInfo(name=request.name or request.model, source=request.model, sha256=identity),
-            suite=SuiteInfo(name=suite.name, version=str(suite.version), sha256=suite.sha256),
-            seed=request.seed,
-            datasets={task.info.name: _dataset_info(task) for task in tasks},
-            sessions=(_session(request, settings, invariance),),
-        ),
+    run = RunRecord(
+        model=ModelInfo(name=request.name or request.model, source=request.model, sha256=identity),
+        suite=SuiteInfo(name=suite.name, version=str(suite.version), sha256=suite.sha256),
+        seed=request.seed,
+        datasets={task.info.name: _dataset_info(task) for task in tasks},
+        sessions=(),
     )
-    for task in tasks:
-        for threat in request.threats:
-            for attack in request.attacks:
-                record = _unit_record(request, task, attack, threat, identity)
-                _evaluate_unit(_Unit(request, task, _members(attack), threat, record, settings), store, progress)
+    store = RunStore.create(request.out, run)
+    units = [
+        (task, threat, attack, _unit_record(request, task, attack, threat, identity))
+        for task in tasks
+        for threat in request.threats
+        for attack in request.attacks
+    ]
+    if any(set(task.samples.keys) - store.done_ids(store.open_unit(record)) for task, _, _, record in units):
+        invariance = _probe(tasks[0], settings)
+        if invariance:
+            # Rows depend on the shape of their tile here: every tile must have the same shape.
+            settings = dataclasses.replace(settings, granule=settings.tile)
+        session = _session(request, settings, invariance)
+        store = RunStore.create(request.out, dataclasses.replace(run, sessions=(session,)))
+        for task, threat, attack, record in units:
+            _evaluate_unit(_Unit(request, task, _members(attack), threat, record, settings), store, progress)
     store.write_aggregates()
     return store
 
