@@ -251,7 +251,6 @@ def test_every_pair_of_open_clip_is_either_right_or_refused_before_a_download(mo
         ("local:x", ConfigError, r'neither a folder nor a source.*Did you mean "local-dir"'),
         ("./nowhere", ConfigError, r"neither a folder nor a source of a kind that is known: .*hf-hub"),
         ("hf-hub:", ConfigError, "ends after its kind"),
-        ("tiny", WeightsError, r'"tiny" is not part of this version.\n.*local-dir:PATH'),
         ("python:torch:relu", ConfigError, "is a classifier, not a CLIP model"),
     ],
 )
@@ -484,3 +483,11 @@ def test_a_configuration_without_preprocessing_means_clips_own(folder):
 def test_a_device_that_is_not_there_is_refused(saved_clip, device, words):
     with pytest.raises(ConfigError, match=words):
         load_model(f"local-dir:{saved_clip}", device=device)
+
+
+def test_tiny_is_the_bundled_model():
+    model = load_model("tiny")
+    assert model.spec.origin == "tiny"
+    assert model.input_resolution == 32
+    with pytest.raises(ConfigError, match="says more than"):
+        load_model("tiny:small")

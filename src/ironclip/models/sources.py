@@ -282,13 +282,7 @@ def _read_layout(files: Files) -> tuple[Blueprint, tuple[str, str], Callable[[di
 def _open_tiny(source: str, where: str) -> tuple[nn.Module, ModelSpec]:
     if where:
         raise ConfigError(f'"{source}" says more than "tiny".', "Write tiny.")
-    folder = Folder(BUNDLED / "tiny")
-    if folder.find(CONFIG) is None:
-        raise WeightsError(
-            'the bundled model "tiny" is not part of this version.',
-            "Give a folder in open_clip's layout: local-dir:PATH.",
-        )
-    return _open_files(source, folder)
+    return _open_files(source, Folder(BUNDLED / "tiny"))
 
 
 _OPENERS: dict[str, Callable[[str, str], tuple[nn.Module, ModelSpec]]] = {
