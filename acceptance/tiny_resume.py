@@ -59,6 +59,8 @@ def _set_the_stage(folder: Path, steps: int) -> None:
     for part, letter in (("noun", "n"), ("adj", "a"), ("verb", "v")):
         lines = [f"{word} {letter} 1 0 1 0 00000000" for word in VOCABULARY.split()]
         (folder / "wordnet" / f"index.{part}").write_text("  1 a licence\n" + "\n".join(lines) + "\n")
+    glosses = [f"00000000 03 n 01 {word} 0 000 | no {word} but its picture" for word in VOCABULARY.split()]
+    (folder / "wordnet" / "data.noun").write_text("\n".join(["  1 a licence", *glosses]) + "\n")
     _write_encoder(folder / "encoder")
     (folder / "scenes").mkdir()
     with tarfile.open(folder / "scenes" / "train-0000.tar", "w") as shard:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ironclip.models.fast import pack
-from ironclip.pretraining.image_tower import embed_patches_kept, prompt_loss, zero_shot_accuracy
+from ironclip.pretraining.image_tower import embed_patches_kept, one_word_apart, prompt_loss, zero_shot_accuracy
 
 
 def stock_with_patches(clip, pixels, kept):
@@ -65,6 +65,24 @@ def test_loss_divides_a_mixed_label():
         mine, other = total - scores[labels[row]], total - scores[labels[partner[row]]]
         expected = float(own[row]) * mine + (1 - float(own[row])) * other
         assert float(found[row]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_loss_tells_a_class_from_its_rivals_alone():
+    random = torch.Generator().manual_seed(2)
+    features, texts = (F.normalize(torch.randn(n, 5, generator=random, dtype=torch.float64), dim=1) for n in (2, 4))
+    labels, own, scale = torch.tensor([0, 3]), torch.ones(2, dtype=torch.float64), torch.tensor(7.0)
+    rivals = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
+    found = prompt_loss(features, texts, labels, torch.tensor([0, 1]), own, scale, rivals)
+    for row, among in enumerate(([0, 1], [2, 3])):
+        scores = {c: 7.0 * float(features[row] @ texts[c]) for c in among}
+        expected = math.log(sum(math.exp(score) for score in scores.values())) - scores[int(labels[row])]
+        assert float(found[row]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_rivals_share_all_words_but_one():
+    names = ["red circle", "red square", "blue circle", "blue square", "circle"]
+    expected = [[1, 1, 1, 0, 0], [1, 1, 0, 1, 0], [1, 0, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 1]]
+    assert one_word_apart(names).int().tolist() == expected
 
 
 def test_accuracy_of_images_and_of_classes():

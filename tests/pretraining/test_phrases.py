@@ -16,6 +16,7 @@ from ironclip.pretraining.phrases import (
     gather_phrases,
     plain,
     read_class_words,
+    read_glosses,
     read_unseen,
     read_wordnet,
 )
@@ -72,6 +73,23 @@ def test_a_file_that_is_no_index_is_named_with_its_line(wordnet):
     (wordnet / "index.verb").write_text(LICENCE + "00001740 03 n 01 entity 0 003\n")
     with pytest.raises(DataError, match=r"index\.verb is no index of WordNet: line 2"):
         read_wordnet(wordnet)
+
+
+def test_glosses_are_definitions_and_examples_of_nouns_as_they_stand(tmp_path):
+    long = "a " * 20 + "end"
+    lines = [
+        '02121620 05 n 01 cat 0 001 @ 02120997 n 0000 | feline mammal (small); no roar; "Cats sleep"; "the cat"  ',
+        f"02121621 05 n 01 dog 0 001 @ 02120997 n 0000 | {long}  ",
+        "02121622 05 n 01 hound 0 001 @ 02120997 n 0000 | feline mammal (small); no roar  ",
+    ]
+    (tmp_path / "data.noun").write_text(LICENCE + "\n".join(lines) + "\n")
+    assert read_glosses(tmp_path) == ["feline mammal (small); no roar", "cats sleep", "the cat"]
+    (tmp_path / "data.noun").write_text(LICENCE + "no bar here\n")
+    with pytest.raises(DataError, match=r"data\.noun is no file of WordNet: line 2"):
+        read_glosses(tmp_path)
+    (tmp_path / "data.noun").unlink()
+    with pytest.raises(DataError, match=r"no .*data\.noun"):
+        read_glosses(tmp_path)
 
 
 def test_class_words_are_prompt_name_name_and_synonyms(root):

@@ -38,6 +38,8 @@ def language_root(tmp_path_factory):
         words = (*NOUNS, UNSEEN) if part == "noun" else (f"{part} word",)
         lines = [f"{word.replace(' ', '_')} {sign} 1 0 1 0 00000001  \n" for word in words]
         (root / "wordnet" / f"index.{part}").write_text("".join(["  1 the licence\n", *lines]))
+    glosses = [f"0000000{row} 03 n 01 {word} 0 000 | something like a {word}" for row, word in enumerate(NOUNS)]
+    (root / "wordnet" / "data.noun").write_text("\n".join(["  1 the licence", *glosses]) + "\n")
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     config = transformers.BertConfig(
@@ -140,7 +142,7 @@ def test_it_learns_no_unseen_name(recipe_file, own_root, tmp_path):
     out = tmp_path / "run"
     assert ironclip("pretrain", recipe_file, "--data-root", own_root, "--out", out) == 0
     texts = [text for path in (out / "language").glob("sentence-*.json") for text in json.loads(path.read_text())]
-    assert {"cat", "small wolf", "river", "number 3 on a table"} <= set(texts)
+    assert {"cat", "small wolf", "river", "number 3 on a table", "red cat", "something like a river"} <= set(texts)
     assert not [text for text in texts if UNSEEN in text]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -36,7 +37,15 @@ def embed_patches_kept(weights: VisionWeights, normalised: Tensor, kept: Tensor 
     return project(weights, x).float()
 
 
-def prompt_loss(features: Tensor, texts: Tensor, labels: Tensor, partner: Tensor, own: Tensor, scale: Tensor) -> Tensor:
+def prompt_loss(
+    features: Tensor,
+    texts: Tensor,
+    labels: Tensor,
+    partner: Tensor,
+    own: Tensor,
+    scale: Tensor,
+    rivals: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of scaled cosines against texts, with the label of a mixed image divided between two.
 
     Args:
@@ -46,14 +55,30 @@ def prompt_loss(features: Tensor, texts: Tensor, labels: Tensor, partner: Tensor
         partner: `[B]`, the row whose image was pasted in.
         own: `[B]`, the share of a row's own label.
         scale: On the cosines.
+        rivals: Bool `[C, C]`, true where the class of the row is told from that of the column, and on the diagonal;
+            all unless given.
 
     Returns:
         `[B]`.
     """
     logits = scale * features @ texts.T
-    own_loss = F.cross_entropy(logits, labels, reduction="none")
-    other_loss = F.cross_entropy(logits, labels[partner], reduction="none")
+
+    def loss_for(labels: Tensor) -> Tensor:
+        compared = logits if rivals is None else logits.masked_fill(~rivals[labels], -math.inf)
+        return F.cross_entropy(compared, labels, reduction="none")
+
+    own_loss, other_loss = loss_for(labels), loss_for(labels[partner])
     return own * own_loss + (1 - own) * other_loss
+
+
+def one_word_apart(names: Sequence[str]) -> Tensor:
+    """Return which names have as many words and differ in at most one, bool `[C, C]`."""
+    words = [name.split() for name in names]
+    rows = [
+        [len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) <= 1 for other in words]
+        for one in words
+    ]
+    return torch.tensor(rows)
 
 
 def zero_shot_accuracy(features: Tensor, texts: Tensor, labels: Tensor) -> tuple[float, float]:

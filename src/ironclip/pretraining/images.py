@@ -20,7 +20,7 @@ from ironclip.models.fast import pack, why_not
 from ironclip.models.tuning import Tunable, tuned_parameters
 from ironclip.pretraining.augmentation import Draws, View, change_view, kept_patches, mix_images
 from ironclip.pretraining.corpus import Corpus, Part
-from ironclip.pretraining.image_tower import embed_patches_kept, prompt_loss, zero_shot_accuracy
+from ironclip.pretraining.image_tower import embed_patches_kept, one_word_apart, prompt_loss, zero_shot_accuracy
 from ironclip.pretraining.optimisers import build_optimisers, learning_rate
 from ironclip.pretraining.recipe import ImagesSection
 from ironclip.pretraining.texts import CaptionBank, EmbedTexts, PromptBank, embed_captions, embed_prompts
@@ -177,6 +177,11 @@ class _Run:
             self.captions: dict[str, CaptionBank] = {
                 part.name: embed_captions(part, embed) for part in corpus.parts if part.labels is None
             }
+            self.rivals = {
+                part.name: one_word_apart([words[0] for words in part.words]).to(model.device)
+                for part in corpus.parts
+                if part.settings.rivals == "one_word_apart"
+            }
             self.unmet = {part.name: embed_prompts(part, embed) for part in corpus.unmet}
 
     @property
@@ -215,7 +220,7 @@ class _Run:
         else:
             texts = self.prompts[part.name].draw(part.name, self.seed, step)
             labels = part.labels[rows].to(features.device)
-        return prompt_loss(features, texts, labels, partner, own, scale).mean()
+        return prompt_loss(features, texts, labels, partner, own, scale, self.rivals.get(part.name)).mean()
 
     def _kept(self, keys: list[str], epochs: list[int], step: int) -> Tensor | None:
         if self.settings.patches == 1 or step >= self.settings.stable_steps:

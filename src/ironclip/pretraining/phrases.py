@@ -41,6 +41,7 @@ TEMPLATES = tuple(dict.fromkeys([*_GENERAL, *digits.TEMPLATES, *shapes.TEMPLATES
 _WORDNET_PARTS = ("noun", "adj", "verb")
 _LEMMA = re.compile(r"[a-z][a-z .'-]*")
 _MOST_WORDS = 4
+_MOST_GLOSS_WORDS = 20
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Phrases:
     Attributes:
         class_names: Names and synonyms of classes; taught often, in templates.
         words: The vocabulary around them; taught in templates.
-        sentences: Captions; taught as they stand.
+        sentences: Captions and definitions; taught as they stand.
     """
 
     class_names: tuple[str, ...]
@@ -89,7 +90,7 @@ def gather_phrases(
     Args:
         class_names: Names and synonyms of classes.
         words: A vocabulary, such as `read_wordnet` gives.
-        sentences: Captions.
+        sentences: Captions, and such as `read_glosses` gives.
         without: Names that must not be taught; what reads like one of them is dropped (case, underscores, hyphens and
             spaces apart; a plural or a longer phrase that mentions it stays).
 
@@ -136,6 +137,36 @@ def read_wordnet(folder: Path) -> list[str]:
             if _LEMMA.fullmatch(phrase) and len(phrase.split()) <= _MOST_WORDS:
                 lemmas.setdefault(phrase)
     return list(lemmas)
+
+
+def read_glosses(folder: Path) -> list[str]:
+    """Read what a WordNet 3 database says of its nouns: definitions and example sentences, as they stand.
+
+    They show words in use, so that a tower has an idea of words that it was never taught alone. A definition does not
+    hold the word that it defines. Those of over twenty words are left out: they would cost more than all others.
+
+    Args:
+        folder: The folder with `data.noun`.
+
+    Raises:
+        DataError: The file is missing, or is no such file.
+    """
+    path = folder / "data.noun"
+    if not path.is_file():
+        raise DataError(f"there is no {path}.", "Give the folder dict of WordNet 3, which holds data.noun.")
+    glosses: dict[str, None] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.startswith("  "):  # the licence
+            continue
+        _, found, gloss = line.partition(" | ")
+        if not found:
+            raise DataError(f"{path} is no file of WordNet: line {number}.", "Fetch the file anew.")
+        definition, *examples = re.split(r'; (?=")', gloss)
+        for text in (definition, *examples):
+            sentence = plain(text.strip('" '))
+            if 1 < len(sentence.split()) <= _MOST_GLOSS_WORDS:
+                glosses.setdefault(sentence)
+    return list(glosses)
 
 
 def read_class_words(folder: Path) -> dict[int, list[str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ironclip.data.bundled.shapes import COLOURS, SHAPES
 from ironclip.errors import ConfigError
 from ironclip.files import write_atomically
 from ironclip.models._architecture import build_clip, check_architecture, preprocessing_of
@@ -25,7 +26,7 @@ from ironclip.pretraining.corpus import Corpus, read_corpus
 from ironclip.pretraining.encoder import SentenceEncoder, encode_once
 from ironclip.pretraining.images import ImagesProgress, train_images
 from ironclip.pretraining.language import LanguageProgress, distil
-from ironclip.pretraining.phrases import Phrases, gather_phrases, read_unseen, read_wordnet
+from ironclip.pretraining.phrases import Phrases, gather_phrases, read_glosses, read_unseen, read_wordnet
 from ironclip.pretraining.recipe import PretrainRecipe
 from ironclip.pretraining.short_texts import text_features
 from ironclip.pretraining.targets import Targets, make_targets, read_clip_text
@@ -93,8 +94,8 @@ def pretrain(
     # Classes that are kept back to compare recipes are to be as unknown as those that must never be met.
     untaught = [word for classes in unseen.values() for words in classes.values() for word in words]
     untaught += [word for part in corpus.unmet for words in part.words for word in words]
-    words = read_wordnet(Path(_place(recipe.language.wordnet, data_root)))
-    phrases = corpus_phrases(corpus, words=words, without=untaught)
+    wordnet = Path(_place(recipe.language.wordnet, data_root))
+    phrases = corpus_phrases(corpus, words=read_wordnet(wordnet), glosses=read_glosses(wordnet), without=untaught)
     show = progress or (lambda _: None)
     targets = _targets(recipe, phrases, untaught, out / "language", data_root, show)
     _write_record(out, recipe, corpus, targets, command=command, device=device)
@@ -147,11 +148,19 @@ def fresh_model(architecture: dict[str, Any], seed: int) -> CLIPModel:
     return CLIPModel(clip, tokenizer_for(architecture), spec)
 
 
-def corpus_phrases(corpus: Corpus, *, words: Sequence[str], without: Sequence[str]) -> Phrases:
-    """Gather what the text tower is taught: the names of all classes, a vocabulary, captions."""
+def corpus_phrases(
+    corpus: Corpus, *, words: Sequence[str], glosses: Sequence[str] = (), without: Sequence[str]
+) -> Phrases:
+    """Gather what the text tower is taught: names of all classes, a vocabulary, coloured things, captions, definitions.
+
+    A vocabulary alone does not teach what an adjective does to a noun: each class is named in each colour of `shapes`
+    as well ("red goldfish"), the pairs of `shapes` apart, which are classes or held out.
+    """
     names = [word for part in corpus.parts for own in part.words for word in own]
+    things = [own[0] for part in corpus.parts for own in part.words if not set(own[0].split()) & set(COLOURS)]
+    coloured = [f"{colour} {thing}" for thing in things for colour in COLOURS if thing not in SHAPES]
     captions = [caption for part in corpus.parts for own in part.captions for caption in own]
-    return gather_phrases(names, words, captions, without=without)
+    return gather_phrases(names, [*words, *coloured], [*captions, *glosses], without=without)
 
 
 def embed_texts(model: CLIPModel, texts: Sequence[str]) -> Tensor:

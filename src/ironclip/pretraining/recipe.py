@@ -54,6 +54,8 @@ class SourceSection(pydantic.BaseModel):
         flip: Mirror half of the images.
         colour: Largest relative change of brightness, contrast and saturation.
         mix: Share of the images that get a box of another pasted in; classes only.
+        rivals: What a class is told from: "all" others, or those whose name is "one_word_apart". Where names combine
+            words (red circle), every other rule teaches that combinations which are not shown do not exist.
         hold_out: So many images are kept back for validation.
         held_out_classes: So many classes are kept back, chosen by hash: recipes are compared by accuracy on them.
     """
@@ -68,13 +70,14 @@ class SourceSection(pydantic.BaseModel):
     flip: bool = True
     colour: Annotated[float, Field(ge=0, lt=1)] = 0.3
     mix: Part = 0.0
+    rivals: Literal["all", "one_word_apart"] = "all"
     hold_out: Annotated[int, Field(ge=0)] = 0
     held_out_classes: Annotated[int, Field(ge=0)] = 0
 
     @pydantic.model_validator(mode="after")
     def _classes_or_captions(self) -> SourceSection:
-        for_classes = ("mix", "hold_out", "held_out_classes", "templates", "synonyms")
-        given = [name for name in for_classes if self.captions and getattr(self, name)]
+        for_classes = ("mix", "hold_out", "held_out_classes", "templates", "synonyms", "rivals")
+        given = [name for name in for_classes if self.captions and getattr(self, name) not in (None, 0, "all")]
         if given:
             raise ValueError(f"captions: true leaves no use for {given[0]}")
         return self
