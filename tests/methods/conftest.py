@@ -21,6 +21,9 @@ from made_up_images import natural_like
 
 TEMPLATES = ("a photo of a {}.",)
 
+RATES = {"tecoa_vp": 0.05}
+"""Learning rates of methods whose parameters are drawn from N(0, 1), where others are of the size of weights."""
+
 
 @dataclass
 class InMemory:
@@ -85,7 +88,8 @@ def bench(tiny_clip: Callable[..., CLIPModel]) -> Callable[..., Bench]:
     """Make a bench for a method by name.
 
     Keywords: `options` of the method, `classes` and `count` of the samples, `labelled`; `shift`, how far the student
-    is moved away from the teacher before the first step; `eps`, `attack`, and settings of `optimisation`.
+    is moved away from the teacher before the first step; `eps`, `attack`, `text_attack`, and settings of
+    `optimisation`.
     """
 
     def make(
@@ -98,6 +102,7 @@ def bench(tiny_clip: Callable[..., CLIPModel]) -> Callable[..., Bench]:
         shift: float = 0.0,
         eps: str = "8/255",
         attack: dict[str, Any] | None = None,
+        text_attack: dict[str, Any] | None = None,
         **optimisation: Any,
     ) -> Bench:
         recipe = check_recipe(
@@ -107,9 +112,10 @@ def bench(tiny_clip: Callable[..., CLIPModel]) -> Callable[..., Bench]:
                 "data": {"train": "wds:unused", "hold_out": 0},
                 "threat": {"norm": "linf", "eps": eps},
                 "attack": attack or {"name": "pgd_m", "steps": 2, "step_size": "4/255"},
+                "text_attack": text_attack,
                 "optimisation": {
                     "optimiser": "adam",
-                    "lr": 1.0e-3,
+                    "lr": RATES.get(name, 1.0e-3),
                     "schedule": "constant",
                     "steps": 20,
                     "batch_size": count,
@@ -126,6 +132,7 @@ def bench(tiny_clip: Callable[..., CLIPModel]) -> Callable[..., Bench]:
         for one in (model, original):
             one.spec = replace(one.spec, preprocessing=method.preprocessing(one.spec.preprocessing))
         teacher = Teacher(original)
+        method.attach(model, TEMPLATES, recipe.seed)
         model.requires_grad_(False)
         parameters = tuned_parameters(model, method.trains)
         random = torch.Generator().manual_seed(0)

@@ -167,9 +167,13 @@ def test_attack_leaves_no_gradient_in_the_model(name, bench):
     batch, trainer = one.batch, one.trainer
     problems = trainer.method.adversaries(batch, trainer.model, trainer.teacher)
     wanted = [parameter.requires_grad for parameter in trainer.model.parameters()]
+    threat, text_attack = trainer.recipe.build_threat(), trainer.recipe.build_text_attack()
     for kind, inner in problems.items():
-        assert kind == "image", "a text adversary needs a text attack here"
-        threat, random = trainer.recipe.build_threat(), SampleRandom(0, batch.keys)
+        random = SampleRandom(0, batch.keys)
+        if kind == "text":
+            found = text_attack.perturb(inner.objective, batch.texts, random)
+            assert all(map(text_attack.budget.allows, batch.texts, found))
+            continue
         found = trainer.attack.perturb(inner.objective, batch.pixels, threat, random)
         assert threat.contains(found, batch.pixels).all()
         assert not found.requires_grad
@@ -186,7 +190,9 @@ def test_adversary_maximises_what_the_method_minimises(name, bench, monkeypatch)
     if not one.trainer.method.adversaries(one.batch, one.model, one.trainer.teacher):
         assert not one.trainer.method.needs & {Pass.STUDENT_ADV, Pass.TEACHER_ADV, Pass.STUDENT_ADV_PATCHES}
         return
-    calm = bench(name, shift=0.02, lr=1e-12, eps="0")
+    text_attack = one.trainer.recipe.build_text_attack()
+    idle = text_attack and {"name": text_attack.name, ("words" if "words" in vars(text_attack) else "edits"): 0}
+    calm = bench(name, shift=0.02, lr=1e-12, eps="0", text_attack=idle)
     attacked = above_floor(one, 2, monkeypatch)[0]
     assert attacked > above_floor(calm, 2, monkeypatch)[0] * 1.01
 

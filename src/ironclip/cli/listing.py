@@ -45,8 +45,10 @@ def _methods() -> dict[str, str]:
 def _attacks() -> dict[str, str]:
     from ironclip.attacks.autoattack import attack_lists
     from ironclip.attacks.base import ATTACKS
+    from ironclip.attacks.text.base import TEXT_ATTACKS
 
-    return _described({name: ATTACKS.get(name) for name in ATTACKS}) | attack_lists()
+    images, texts = ({name: registry.get(name) for name in registry} for registry in (ATTACKS, TEXT_ATTACKS))
+    return _described(images) | attack_lists() | _described(texts)
 
 
 def _suites() -> dict[str, str]:

@@ -111,6 +111,24 @@ def hold_out(dataset: Dataset, n: int) -> tuple[Subset, Subset]:
     return Subset(dataset, sorted(ranked[n:])), Subset(dataset, sorted(ranked[:n]))
 
 
+def few_shot(dataset: Dataset, shots: int, seed: int) -> Subset:
+    """Take `shots` samples of each class, all of a class that has no more: a function of the seed and the keys.
+
+    Nested: those of 4 shots are among those of 16.
+
+    Raises:
+        DataError: There are no labels.
+    """
+    if dataset.labels is None:
+        raise DataError(f"{dataset.source} has no labels to take {shots} shots a class by.", "Leave data.shots out.")
+    taken: dict[int, list[int]] = {}
+    for position in _ranked(dataset.keys, "few shot", seed):
+        of_class = taken.setdefault(dataset.labels[position], [])
+        if len(of_class) < shots:
+            of_class.append(position)
+    return Subset(dataset, sorted(position for positions in taken.values() for position in positions))
+
+
 def shard(dataset: Dataset, i: int, n: int) -> Subset:
     """Take part i of n, counted from 0: the samples whose hash of the key is i modulo n; possibly none.
 

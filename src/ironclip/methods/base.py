@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ironclip.attacks.objectives import Misclassify, Objective
+from ironclip.attacks.text.objectives import TextObjective
 from ironclip.errors import ConfigError, DataError
 from ironclip.models.clip import CLIPModel
 from ironclip.models.preprocessing import Preprocessing
@@ -50,6 +51,8 @@ class Batch:
         captions: One tuple of texts a sample, empty where there are none.
         class_weights: Unit rows `[C, D]` of the class prompts as the student's text tower sees them now, or None.
         extra_class_weights: Likewise, in the templates that the method adds (`Method.extra_templates`), by their names.
+        texts: One a sample, its first caption or the first prompt of its class; empty where the method reads none.
+        epoch: In which it is seen, which draws hang on.
     """
 
     keys: Sequence[str]
@@ -58,6 +61,8 @@ class Batch:
     captions: Sequence[tuple[str, ...]] = ()
     class_weights: Tensor | None = None
     extra_class_weights: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: Sequence[str] = ()
+    epoch: int = 0
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -188,6 +193,13 @@ class Views:
             )
         return self._batch.labels
 
+    @property
+    def positives(self) -> Tensor:
+        """Which images and texts of the batch belong together, bool `[B, B]`: those of a sample, or of a class."""
+        if self._batch.labels is None:
+            return torch.eye(len(self._batch), dtype=torch.bool, device=self._batch.pixels.device)
+        return self._batch.labels[:, None] == self._batch.labels[None, :]
+
     def class_weights(self, templates: str | None = None) -> Tensor:
         """Return the unit rows `[C, D]` of the class prompts, or of the templates that the method adds by a name.
 
@@ -203,25 +215,40 @@ class Views:
 
 
 class Teacher:
-    """The frozen original model; what it says of a batch is computed once a batch."""
+    """The frozen original model; what it says of a batch is computed once a batch.
+
+    Attributes:
+        known: Gives the embedding of a batch's clean images where it is known already (the teacher cache), else None.
+    """
+
+    known: Callable[[Batch], Tensor | None] | None = None
 
     def __init__(self, model: CLIPModel) -> None:
         self.model = model.eval().requires_grad_(False)
         self._last: tuple[Tensor, Tensor] | None = None
+        self._last_texts: tuple[Sequence[str], Tensor] | None = None
 
     @torch.no_grad()
     def embedding(self, batch: Batch) -> Tensor:
         """Return the raw embedding of the clean images, `[B, D]` without gradient."""
         if self._last is None or self._last[0] is not batch.pixels:
-            self._last = (batch.pixels, self.model.embed_image(batch.pixels))
+            found = None if self.known is None else self.known(batch)
+            self._last = (batch.pixels, self.model.embed_image(batch.pixels) if found is None else found)
         return self._last[1]
+
+    @torch.no_grad()
+    def text_embedding(self, batch: Batch) -> Tensor:
+        """Return the raw embedding of the batch's texts, `[B, D]` without gradient."""
+        if self._last_texts is None or self._last_texts[0] is not batch.texts:
+            self._last_texts = (batch.texts, self.model.embed_text(batch.texts))
+        return self._last_texts[1]
 
 
 @dataclass(frozen=True)
 class Inner:
     """An inner problem: what the adversary maximises. With which attack, and in which ball, the recipe says."""
 
-    objective: Objective
+    objective: Objective | TextObjective
 
 
 def misclassify(method: str, batch: Batch, model: CLIPModel, *, logit_scale: float | None = None) -> Inner:
@@ -249,11 +276,14 @@ class Method(ABC):
         name: Name in the registry.
         trains: Which part of the model is tuned.
         reads_classes: It compares images with class prompts, so the data must be labelled.
+        text_attack: The text attack, by name with settings, of a recipe that gives none; None where the method attacks
+            no texts.
     """
 
     name: ClassVar[str]
     trains: ClassVar[Tunable] = Tunable.VISION
     reads_classes: ClassVar[bool] = True
+    text_attack: ClassVar[Mapping[str, Any] | None] = None
 
     @property
     def across_batch(self) -> bool:
@@ -264,6 +294,35 @@ class Method(ABC):
     def extra_templates(self) -> Mapping[str, Sequence[str]]:
         """Further prompt templates of the classes, encoded like the data's own; `views.class_weights(name)`."""
         return {}
+
+    def attach(self, model: CLIPModel, templates: Sequence[str], seed: int) -> None:
+        """Put the prompts or adapters that it tunes into the student; nothing for a method that tunes towers.
+
+        Args:
+            model: The student, as it was loaded.
+            templates: Of the recipe or of the data; none where there are no classes.
+            seed: Of the recipe; what is drawn is a function of it.
+        """
+        return
+
+    @property
+    def average(self) -> float:
+        """Share that a running average of the tuned parameters keeps at a step; 0 for a method that keeps none."""
+        return 0.0
+
+    def at_test(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the tuned parameters (their averages, if any) as they are evaluated and saved; by default as is."""
+        return parameters
+
+    @property
+    def attack_scope(self) -> Literal["epoch", "run"]:
+        """Whether attacks start anew each epoch, or a sample's draws are the same all the run."""
+        return "epoch"
+
+    @property
+    def draws_templates(self) -> bool:
+        """Whether a sample's text is any of its class's prompts, drawn each epoch, instead of the first."""
+        return False
 
     def preprocessing(self, own: Preprocessing) -> Preprocessing:
         """Return what lies between pixels and towers in this run: the model's own, unless published code had others."""

@@ -31,7 +31,7 @@ _TEXT = _SHARED | {
     "vocab_size": 49408,
     "eos_token_id": 49407,
 }
-_KERNELS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+KERNELS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 # In the text tower the end-of-text token is found as the largest id, which it is in CLIP's vocabulary; 2 is how old
 # files spell that.
 _END_OF_TEXT = (2, 49407)
@@ -97,7 +97,7 @@ def _preprocess(processor: Mapping[str, Any], side: int, where: object) -> dict[
     size, crop = processor.get("size", side), processor.get("crop_size", side)
     shortest = size.get("shortest_edge") if isinstance(size, dict) else size
     cropped = crop.get("height") if isinstance(crop, dict) else crop
-    kernel = _KERNELS.get(processor.get("resample", 3))
+    kernel = KERNELS.get(processor.get("resample", 3))
     if shortest != side or cropped != side or kernel is None:
         raise ConfigError(
             f"{where} is preprocessed with size {size}, crop_size {crop}, resample {processor.get('resample')}.",
@@ -107,7 +107,7 @@ def _preprocess(processor: Mapping[str, Any], side: int, where: object) -> dict[
     return {"mean": mean, "std": std, "interpolation": kernel, "resize_mode": "shortest"}
 
 
-_TOWERS = {
+TOWERS = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
@@ -121,7 +121,7 @@ _TOWERS = {
     "visual_projection.weight": "visual.proj",
     "text_projection.weight": "text_projection",
 }
-_BLOCKS = {
+BLOCKS = {
     ".self_attn.out_proj.": ".attn.out_proj.",
     ".layer_norm1.": ".ln_1.",
     ".layer_norm2.": ".ln_2.",
@@ -151,10 +151,10 @@ def translate_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rename(name: str) -> str:
-    for theirs, ours in _TOWERS.items():
+    for theirs, ours in TOWERS.items():
         if name.startswith(theirs):
             name = ours + name.removeprefix(theirs)
             break
-    for theirs, ours in _BLOCKS.items():
+    for theirs, ours in BLOCKS.items():
         name = name.replace(theirs, ours)
     return name

@@ -7,7 +7,7 @@ import logging
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: Not weights, damaged, or holding objects that only running code could read.
     """
+    content = read_content(path)
+    return content if path.suffix == ".safetensors" else _tensors_of(content, path)
+
+
+def read_content(path: Path, *, safe: Sequence[Callable[..., object] | tuple[Callable[..., object], str]] = ()) -> Any:
+    """Read a file of weights as it is: tensors by name, or what a PyTorch file holds around them.
+
+    Args:
+        path: The file.
+        safe: Further types that may be read from a PyTorch file, in the form of `torch.serialization.safe_globals`.
+
+    Raises:
+        WeightsError: See `read_weights`.
+    """
     refuse_impostor(path)
     if path.suffix == ".safetensors":
         try:
@@ -44,7 +58,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 "Fetch the file anew and compare its size.",
             ) from None
     logger.warning("%s is a pickle: it is read with weights_only=True, which loads tensors and runs no code.", path)
-    return _tensors_of(_read_pickle(path), path)
+    with torch.serialization.safe_globals(list(safe)):
+        return _read_pickle(path)
 
 
 def _read_pickle(path: Path) -> object:
@@ -106,6 +121,15 @@ def fit(model: Any, tensors: dict[str, Tensor], where: object) -> None:
         tensors = convert_to_custom_text_state_dict(tensors)
     if "logit_scale" in tensors and tensors["logit_scale"].numel() == 1:
         tensors["logit_scale"] = tensors["logit_scale"].reshape(model.logit_scale.shape)
+    fit_exactly(model, tensors, where)
+
+
+def fit_exactly(model: nn.Module, tensors: dict[str, Tensor], where: object) -> None:
+    """Copy tensors into a module that has exactly these names and shapes; see `fit`.
+
+    Raises:
+        WeightsError: Names or shapes do not fit (how many, the first three of each), NaN.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     _refuse_misfit(wanted, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, where)
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
@@ -142,13 +166,20 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_weights(model: nn.Module, path: Path, dtype: torch.dtype) -> None:
-    """Write a model's tensors as safetensors, whole or not at all."""
+def write_weights(model: nn.Module, path: Path, dtype: torch.dtype, *, without: tuple[str, ...] = ()) -> None:
+    """Write a model's tensors, but those whose names begin so, as safetensors, whole or not at all."""
     tensors = {}
     for name, tensor in model.state_dict().items():
+        if name.startswith(without):
+            continue
         # Scalars stay: a logit scale rounded to 16 bits would scale every logit by up to 1.6 %.
-        narrowed = tensor.to(dtype) if tensor.is_floating_point() and tensor.numel() > 1 else tensor
-        tensors[name] = narrowed.cpu().contiguous()
+        tensors[name] = tensor.to(dtype) if tensor.is_floating_point() and tensor.numel() > 1 else tensor
+    write_tensors(tensors, path)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as safetensors, whole or not at all."""
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt"})
+    save_file(content, temporary, metadata={"format": "pt"})
     replace_durably(temporary, path)

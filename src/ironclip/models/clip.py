@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import open_clip
 import torch
@@ -15,8 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ironclip.errors import ConfigError, ShapeError
+from ironclip.models.adapters import Adapters
 from ironclip.models.fast import FastVision, why_not
 from ironclip.models.preprocessing import Preprocessing, check_pixels
+from ironclip.models.prompts import Prompts
+from ironclip.models.text_tower import embed_ids, why_no_pieces
+from ironclip.randomness import SampleRandom
 
 T = TypeVar("T")
 Tokenizer = Callable[[Sequence[str]], Tensor]
@@ -53,7 +57,8 @@ class CLIPModel(nn.Module):
         fast: Use the fast path where it serves the tower (`fast_path` tells).
 
     Raises:
-        ConfigError: SigLIP's logit bias, which cosine logits cannot express.
+        ConfigError: SigLIP's logit bias, which cosine logits cannot express; or prompts or adapters in `clip`, and
+            towers that cannot read them.
     """
 
     def __init__(self, clip: nn.Module, tokenizer: Tokenizer, spec: ModelSpec, *, fast: bool = True) -> None:
@@ -69,6 +74,8 @@ class CLIPModel(nn.Module):
         self.compute_dtype = torch.float32
         self.fast_path = "switched off" if not fast else why_not(self.visual) or "on"
         self._fast = FastVision(self.visual) if self.fast_path == "on" else None
+        if self.prompts is not None or self.adapters is not None:
+            self._read_pieces()
         self.train(False)
 
     # Sizes and scales
@@ -100,10 +107,59 @@ class CLIPModel(nn.Module):
 
     def text_parameters(self) -> Iterator[nn.Parameter]:
         """Iterate over the parameters of the text tower."""
-        visual = {id(parameter) for parameter in self.visual.parameters()}
+        others = [part for part in (self.visual, self.prompts, self.adapters) if part is not None]
+        elsewhere = {id(parameter) for part in others for parameter in part.parameters()}
         for parameter in self.clip.parameters():
-            if id(parameter) not in visual and parameter is not self.log_logit_scale:
+            if id(parameter) not in elsewhere and parameter is not self.log_logit_scale:
                 yield parameter
+
+    # Tunable parts
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """The prompts that its towers read, if any; `attach` puts them there."""
+        return getattr(self.clip, "prompts", None)
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """The adapters of its towers, if any."""
+        return getattr(self.clip, "adapters", None)
+
+    def attach(self, piece: Prompts | Adapters) -> None:
+        """Put prompts or adapters into the model, where its passes read them and `tuned_parameters` finds them.
+
+        Raises:
+            ConfigError: There are some already, or the towers cannot read them; says why.
+        """
+        name = "prompts" if isinstance(piece, Prompts) else "adapters"
+        if hasattr(self.clip, name):
+            raise ConfigError(f"{self.spec.origin} has {name} already.", "Begin with a model that has none.")
+        self._check_pieces()
+        self.clip.add_module(name, piece.to(self.device))
+        self._read_pieces()
+
+    def detach(self, name: Literal["prompts", "adapters"]) -> None:
+        """Take prompts or adapters out of the model again."""
+        delattr(self.clip, name)
+        self._read_pieces()
+
+    @contextmanager
+    def dropping(self, random: SampleRandom) -> Iterator[None]:
+        """Drop adapters in passes of one row a key of `random`, as their training does; without any, do nothing."""
+        with nullcontext() if self.adapters is None else self.adapters.dropping(random):
+            yield
+
+    def _check_pieces(self) -> None:
+        reason = f"its fast path is off: {self.fast_path}" if self._fast is None else why_no_pieces(self.clip)
+        if reason is not None:
+            raise ConfigError(
+                f"{self.spec.origin} cannot read prompts and adapters: {reason}.",
+                "Use a vision transformer of open_clip, with the fast path.",
+            )
+
+    def _read_pieces(self) -> None:
+        self._check_pieces()
+        self._fast = FastVision(self.visual, self.prompts, None if self.adapters is None else self.adapters.image)
 
     # Precision
 
@@ -209,8 +265,11 @@ class CLIPModel(nn.Module):
         return self.tokenizer(list(texts)).to(self.device)
 
     def embed_text(self, texts: Tensor | Sequence[str]) -> Tensor:
-        """Embed texts or their token ids `[N, L]`, raw: float32 `[N, D]`."""
+        """Embed texts or their token ids `[N, L]`, raw: float32 `[N, D]`; behind the learned words, if any."""
         ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
+        if self.prompts is not None or self.adapters is not None:
+            words = () if self.prompts is None else self.prompts.text_layers()
+            return embed_ids(self.clip, ids, words, None if self.adapters is None else self.adapters.text).float()
         return self.clip.encode_text(ids).float()  # type: ignore[no-any-return]  # open_clip is untyped
 
     def text_features(self, texts: Tensor | Sequence[str]) -> Tensor:
@@ -238,7 +297,9 @@ class CLIPModel(nn.Module):
         check_pixels(pixels, slack=16 / 255)
         wide = pixels.to(torch.promote_types(torch.promote_types(pixels.dtype, self.compute_dtype), torch.float32))
         preprocessing = self.spec.preprocessing
-        return preprocessing.normalise(preprocessing.resize(wide))
+        normalised = preprocessing.normalise(preprocessing.resize(wide))
+        frame = None if self.prompts is None else self.prompts.frame
+        return normalised if frame is None else frame(normalised)
 
     def _stock(self, read: Callable[[Any, Tensor], T], normalised: Tensor) -> T:
         """Run open_clip's own tower in the compute dtype."""

@@ -10,11 +10,12 @@ What is unusual here, and why (measurements: docs/performance.md):
   attention kernels of CPUs are slower for the 50 to 257 tokens of a CLIP tower.
 - The last block computes the class token only, where only that is asked for.
 - Shapes depend on the tile only, and every product treats rows alike: rows do not depend on their neighbours.
+- Prompts are tokens more; adapters are swallowed by the working weights, but where training drops some of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualA
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from ironclip.models.adapters import TowerAdapters, adapt, merged
+from ironclip.models.prompts import Prompts
 
 
 def why_not(tower: nn.Module) -> str | None:
@@ -62,7 +66,7 @@ class Affine:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """One transformer block."""
+    """One transformer block; `adapters` after attention and MLP where `out` and `proj` have not swallowed them."""
 
     ln_1: Affine
     qkv: Affine
@@ -70,6 +74,7 @@ class BlockWeights:
     ln_2: Affine
     fc: Affine
     proj: Affine
+    adapters: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,11 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-def pack(tower: Any, dtype: torch.dtype) -> VisionWeights:
-    """Cast a tower's parameters to the working precision; differentiable with respect to them."""
+def pack(tower: Any, dtype: torch.dtype, adapters: TowerAdapters | None = None) -> VisionWeights:
+    """Cast a tower's parameters to the working precision; differentiable with respect to them.
+
+    Adapters are merged into the weights, or stand beside them while some are dropped.
+    """
 
     def cast(parameter: Tensor) -> Tensor:
         return parameter.to(dtype).contiguous()
@@ -106,16 +114,28 @@ def pack(tower: Any, dtype: torch.dtype) -> VisionWeights:
     def layer(module: Any) -> Affine:
         return affine(module.weight, module.bias)
 
+    def ending(module: Any, product: Tensor | None) -> Affine:
+        if product is None:
+            return layer(module)
+        wide = torch.promote_types(dtype, torch.float32)
+        return affine(*merged(module.weight.to(wide), module.bias.to(wide), product.to(wide)))
+
+    resblocks = tower.transformer.resblocks
+    maps = [] if adapters is None else adapters.products()
+    apart = adapters is not None and adapters.gates is not None
+    inside = maps if maps and not apart else [(None, None)] * len(resblocks)
+    beside = [(cast(first), cast(second)) for first, second in maps] if apart else [None] * len(resblocks)
     blocks = tuple(
         BlockWeights(
             ln_1=layer(block.ln_1),
             qkv=affine(block.attn.in_proj_weight, block.attn.in_proj_bias),
-            out=layer(block.attn.out_proj),
+            out=ending(block.attn.out_proj, attention),
             ln_2=layer(block.ln_2),
             fc=layer(block.mlp.c_fc),
-            proj=layer(block.mlp.c_proj),
+            proj=ending(block.mlp.c_proj, mlp),
+            adapters=pair,
         )
-        for block in tower.transformer.resblocks
+        for block, (attention, mlp), pair in zip(resblocks, inside, beside, strict=True)
     )
     first = tower.transformer.resblocks[0]
     return VisionWeights(
@@ -186,33 +206,75 @@ def attend_from_class(x: Tensor, block: BlockWeights, heads: int) -> Tensor:
     return F.linear(mix(query, key, value, heads), block.out.weight, block.out.bias)
 
 
-def run_block(x: Tensor, block: BlockWeights, weights: VisionWeights, *, class_only: bool = False) -> Tensor:
-    """Run a block on `[B, T, W]`; `class_only` gives its class token `[B, 1, W]` and computes no more than that."""
+@dataclass(frozen=True)
+class Inserted:
+    """What tunable parts add to one pass.
+
+    Attributes:
+        prompts: Tokens `[N, W]` in the working precision: behind the patches before the first norm, then in their own
+            place before block 1, 2, ...
+        gates: Factors `[B, blocks, 2]` of the adapters that stand beside the weights.
+    """
+
+    prompts: Sequence[Tensor] = ()
+    gates: Tensor | None = None
+
+    def before(self, layer: int, x: Tensor) -> Tensor:
+        """Put the prompts of a block in place, `[B, T, W]`."""
+        if not 0 < layer < len(self.prompts):
+            return x
+        prompts = self.prompts[layer]
+        return torch.cat([x[:, : x.shape[1] - len(prompts)], prompts.expand(len(x), -1, -1)], dim=1)
+
+    def gates_of(self, layer: int) -> Tensor | None:
+        """Return the gates of a block, `[B, 2]`."""
+        return None if self.gates is None else self.gates[:, layer]
+
+
+NOTHING = Inserted()
+
+
+def run_block(
+    x: Tensor, block: BlockWeights, weights: VisionWeights, *, class_only: bool = False, gates: Tensor | None = None
+) -> Tensor:
+    """Run a block on `[B, T, W]`; `class_only` gives its class token `[B, 1, W]` and computes no more than that.
+
+    `gates` `[B, 2]` scale the adapters that stand beside the block's weights.
+    """
     attention = attend_from_class if class_only else attend
     attended = attention(layer_norm(x, block.ln_1, weights.eps), block, weights.heads)
+    if block.adapters is not None and gates is not None:
+        attended = adapt(attended, block.adapters[0], gates[:, 0])
     x = attended + (x[:, :1] if class_only else x)
     hidden = F.linear(layer_norm(x, block.ln_2, weights.eps), block.fc.weight, block.fc.bias)
-    return x + F.linear(weights.activation(hidden), block.proj.weight, block.proj.bias)
+    branch = F.linear(weights.activation(hidden), block.proj.weight, block.proj.bias)
+    if block.adapters is not None and gates is not None:
+        branch = adapt(branch, block.adapters[1], gates[:, 1])
+    return x + branch
 
 
-def tokens(weights: VisionWeights, normalised: Tensor, *, layers: int) -> Tensor:
-    """Run the first `layers` blocks: `[B, 1 + P, W]`, class token first, before the last norm."""
+def tokens(weights: VisionWeights, normalised: Tensor, *, layers: int, inserted: Inserted = NOTHING) -> Tensor:
+    """Run the first `layers` blocks: `[B, 1 + P, W]`, class token first, prompts last, before the last norm."""
     patches = embed_patches(weights, normalised)
     batch, _, width = patches.shape
     x = torch.cat([weights.class_token.expand(batch, 1, width), patches], dim=1) + weights.positions
+    if inserted.prompts:
+        x = torch.cat([x, inserted.prompts[0].expand(batch, -1, -1)], dim=1)
     x = layer_norm(x, weights.ln_pre, weights.eps)
-    for block in weights.blocks[:layers]:
-        x = run_block(x, block, weights)
+    for layer, block in enumerate(weights.blocks[:layers]):
+        x = run_block(inserted.before(layer, x), block, weights, gates=inserted.gates_of(layer))
     return x
 
 
-def class_token(weights: VisionWeights, normalised: Tensor) -> Tensor:
+def class_token(weights: VisionWeights, normalised: Tensor, inserted: Inserted = NOTHING) -> Tensor:
     """Run the tower for its class token `[B, W]`, before the last norm.
 
     Of the last block nobody reads the patches: without them it costs a sixth.
     """
-    x = tokens(weights, normalised, layers=len(weights.blocks) - 1)
-    return run_block(x, weights.blocks[-1], weights, class_only=True)[:, 0]
+    last = len(weights.blocks) - 1
+    x = tokens(weights, normalised, layers=last, inserted=inserted)
+    x = inserted.before(last, x)
+    return run_block(x, weights.blocks[last], weights, class_only=True, gates=inserted.gates_of(last))[:, 0]
 
 
 def project(weights: VisionWeights, x: Tensor) -> Tensor:
@@ -236,40 +298,53 @@ class FastVision:
 
     Args:
         tower: A tower that `why_not` does not object to; its parameters are read, never written.
+        prompts: Whose tokens the tower reads, or None.
+        adapters: Of the tower, or None.
     """
 
-    def __init__(self, tower: nn.Module) -> None:
-        self.tower = tower
+    def __init__(self, tower: nn.Module, prompts: Prompts | None = None, adapters: TowerAdapters | None = None) -> None:
+        self.tower, self.prompts, self.adapters = tower, prompts, adapters
         self._copies: dict[torch.dtype, tuple[object, VisionWeights]] = {}
 
     def weights(self, dtype: torch.dtype) -> VisionWeights:
         """Return working weights: a fresh differentiable cast where gradients are wanted, else the kept copy."""
         parameters = list(self.tower.parameters())
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
-            return pack(self.tower, dtype)
+        if self.adapters is not None:
+            parameters += self.adapters.parameters()
+        if self._gates is not None or (torch.is_grad_enabled() and any(p.requires_grad for p in parameters)):
+            return pack(self.tower, dtype, self.adapters)
         # In-place updates (optimisers, load_state_dict) count the version up; moves and swaps change the address.
         state = [(parameter._version, parameter.data_ptr()) for parameter in parameters]
         kept, copy = self._copies.get(dtype, (None, None))
         if copy is None or kept != state:
             # The copy outlives the caller's inference mode, whose tensors no attack could differentiate through.
             with torch.inference_mode(False), torch.no_grad():
-                copy = pack(self.tower, dtype)
+                copy = pack(self.tower, dtype, self.adapters)
             self._copies[dtype] = (state, copy)
         return copy
 
     def embed(self, normalised: Tensor, dtype: torch.dtype) -> Tensor:
         """Embed `[B, 3, R, R]`: `[B, D]` in the working precision."""
         weights = self.weights(dtype)
-        return project(weights, class_token(weights, normalised))
+        return project(weights, class_token(weights, normalised, self._inserted(dtype)))
 
     def embed_with_patches(self, normalised: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Embed `[B, 3, R, R]` and project its patches too, in one pass: `[B, D]`, `[B, P, D]`."""
-        weights = self.weights(dtype)
-        projected = project(weights, tokens(weights, normalised, layers=len(weights.blocks)))
+        weights, inserted = self.weights(dtype), self._inserted(dtype)
+        seen = tokens(weights, normalised, layers=len(weights.blocks), inserted=inserted)
+        projected = project(weights, seen[:, : len(weights.positions)])
         return projected[:, 0], projected[:, 1:]
 
     def patch_tokens(self, normalised: Tensor, dtype: torch.dtype, *, layers: int, projected: bool) -> Tensor:
         """Return the patch tokens after so many blocks: `[B, P, D]` projected, else `[B, P, W]`."""
-        weights = self.weights(dtype)
-        patches = tokens(weights, normalised, layers=layers)[:, 1:]
+        weights, inserted = self.weights(dtype), self._inserted(dtype)
+        patches = tokens(weights, normalised, layers=layers, inserted=inserted)[:, 1 : len(weights.positions)]
         return project(weights, patches) if projected else patches
+
+    @property
+    def _gates(self) -> Tensor | None:
+        return None if self.adapters is None else self.adapters.gates
+
+    def _inserted(self, dtype: torch.dtype) -> Inserted:
+        layers = () if self.prompts is None else self.prompts.image_layers()
+        return Inserted([layer.to(dtype) for layer in layers], self._gates)

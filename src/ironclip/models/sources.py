@@ -6,6 +6,7 @@
     hf-hub:ORG/NAME                         a repository in open_clip's layout, or transformers' CLIP
     local-dir:PATH                          the same in a folder
     run:PATH, or PATH alone                 what a training run left there
+    run:PATH?robust_weight=W                weights between the run's original (0) and its result (1)
     python:package.module:factory           any callable from pixels to logits; for classifiers only
 
 No code is ever loaded with weights: safetensors, or PyTorch files with `weights_only=True`.
@@ -17,6 +18,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -47,6 +49,8 @@ from ironclip.models._weights import (
     write_weights,
 )
 from ironclip.models.clip import CLIPModel, ModelSpec, tokenizer_for
+from ironclip.models.interpolation import check_robust_weight, interpolate
+from ironclip.models.pieces import PREFIXES, add_saved_pieces, base_of, has_pieces, save_pieces
 from ironclip.models.zero_shot import Classifier, FixedClasses, PythonClassifier, ZeroShotClassifier
 
 logger = logging.getLogger(__name__)
@@ -57,6 +61,7 @@ BUNDLED = Path(__file__).parent
 """Models that come with IronCLIP, a folder each."""
 
 _RANDOM = re.compile(r"random(?:\?seed=(\d+))?")
+_BETWEEN = re.compile(r"(.*)\?robust_weight=(.*)", re.DOTALL)
 
 
 def load_model(source: str, *, device: str = "cpu", fast: bool = True) -> CLIPModel:
@@ -85,6 +90,36 @@ def load_model(source: str, *, device: str = "cpu", fast: bool = True) -> CLIPMo
         )
     clip, spec = _OPENERS[kind](source, where)
     return CLIPModel(clip, tokenizer_for(spec.architecture), spec, fast=fast).to(target)
+
+
+def load_between(robust: str, robust_weight: float, *, original: str | None = None, device: str = "cpu") -> CLIPModel:
+    """Load weights between a model and what tuning made of it.
+
+    Args:
+        robust: Source of the model after its tuning.
+        robust_weight: 0 gives the original, 1 the robust model, bit for bit.
+        original: Source of the model before it; a run of IronCLIP knows its own.
+        device: As in `load_model`.
+
+    Raises:
+        ConfigError, RegistryError, WeightsError, ValueRangeError: See `load_model` and `interpolate`; or the run tuned
+            prompts or adapters, or the original is not known, or no longer what the run began with.
+    """
+    target = check_device(device)
+    check_robust_weight(robust_weight)
+    kind, where = _split(robust)
+    if kind == "run" and original is None:
+        return load_model(f"run:{where}?robust_weight={robust_weight}", device=device)
+    if original is None or kind == "python":
+        raise ConfigError(
+            f"{robust} does not say which model it was tuned from.",
+            "Name it with --original SOURCE, or give the folder of a run.",
+        )
+    if kind == "run":
+        _refuse_untuned_towers(Path(where))
+    before = load_model(original)
+    clip, spec = interpolate((before.clip, before.spec), _OPENERS[kind](robust, where), robust_weight)
+    return CLIPModel(clip, before.tokenizer, spec).to(target)
 
 
 def load_classifier(
@@ -139,7 +174,7 @@ def save_model(model: CLIPModel, folder: Path, *, dtype: torch.dtype = torch.flo
     """Save a model in open_clip's folder layout; each file is there whole or not at all.
 
     Stock open_clip loads the folder as `local-dir:FOLDER` to the same logits; in float32 every weight comes back bit
-    for bit.
+    for bit. Prompts and adapters lie beside it in files of their own, which stock open_clip does not read.
 
     Args:
         model: The model.
@@ -162,7 +197,9 @@ def save_model(model: CLIPModel, folder: Path, *, dtype: torch.dtype = torch.flo
         },
     }
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(model.clip, folder / WEIGHTS, dtype)
+    write_weights(model.clip, folder / WEIGHTS, dtype, without=PREFIXES)
+    if model.prompts is not None or model.adapters is not None:
+        save_pieces(model, folder)
     # Last: what reads a folder in the making finds no configuration, and says so.
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
     return file_sha256(folder / WEIGHTS)
@@ -234,6 +271,8 @@ def _open_folder(source: str, where: str) -> tuple[nn.Module, ModelSpec]:
 
 
 def _open_run(source: str, where: str) -> tuple[nn.Module, ModelSpec]:
+    if between := _BETWEEN.fullmatch(where):
+        return _open_between(source, Path(between[1]), between[2])
     run = Folder(Path(where))
     if run.find("run.json") is None:
         raise WeightsError(
@@ -244,7 +283,56 @@ def _open_run(source: str, where: str) -> tuple[nn.Module, ModelSpec]:
         raise WeightsError(
             f"the run {where} has no model yet.", "Finish it: ironclip train continues a run where it stopped."
         )
-    return _open_files(source, Folder(run.path / "model"))
+    model = Folder(run.path / "model")
+    if has_pieces(model.path) and model.find(CONFIG) is None:
+        return _open_on_base(source, model.path)
+    return _open_files(source, model)
+
+
+def _open_on_base(source: str, folder: Path) -> tuple[nn.Module, ModelSpec]:
+    """Open the model that a folder's prompts or adapters stand on, and put them into it."""
+    base, sha256 = base_of(folder)
+    kind, where = _split(base)
+    clip, spec = _OPENERS[kind](base, where)
+    if spec.sha256 != sha256:
+        raise WeightsError(
+            f"{base} is no longer the model that {folder} was tuned on: its weights have another sha256.",
+            "Put the original weights back.",
+        )
+    return clip, replace(spec, origin=source, sha256=add_saved_pieces(clip, sha256, folder))
+
+
+def _open_between(source: str, run: Path, weight: str) -> tuple[nn.Module, ModelSpec]:
+    """Open weights between a run's result and the model that it began with."""
+    try:
+        robust_weight = float(weight)
+    except ValueError:
+        raise ConfigError(f'{source}: "{weight}" is no number.', "Write a robust weight from 0 to 1.") from None
+    check_robust_weight(robust_weight)
+    _refuse_untuned_towers(run)
+    robust = _open_run(str(run), str(run))
+    model = read_json(run / "run.json").get("model")
+    if not isinstance(model, dict) or not {"source", "sha256"} <= model.keys():
+        raise WeightsError(f"{run}/run.json names no original model.", "Give the folder of a run of ironclip train.")
+    kind, where = _split(model["source"])
+    original = _OPENERS[kind](model["source"], where)
+    if original[1].sha256 != model["sha256"]:
+        raise WeightsError(
+            f"{model['source']} is no longer what the run {run} began with: its weights have another sha256.",
+            "Put the original weights back, or interpolate between two models that you name.",
+        )
+    clip, spec = interpolate(original, robust, robust_weight)
+    return clip, replace(spec, origin=source)
+
+
+def _refuse_untuned_towers(run: Path) -> None:
+    """Refuse a run that tuned something beside the towers, which has no way between before and after."""
+    tuned = read_json(run / "run.json").get("trains") if (run / "run.json").is_file() else None
+    if tuned in ("prompts", "adapters"):
+        raise ConfigError(
+            f"the run {run} tuned {tuned} beside the weights of its original: there are no weights between the two.",
+            "Leave the robust weight out.",
+        )
 
 
 def _open_files(source: str, files: Files) -> tuple[nn.Module, ModelSpec]:
@@ -263,7 +351,10 @@ def _open_files(source: str, files: Files) -> tuple[nn.Module, ModelSpec]:
     clip = build_clip(architecture, files)
     fit(clip, translate(tensors), weights)
     preprocessing = preprocessing_of(clip, blueprint.preprocess, files)
-    return clip, ModelSpec(source, architecture, file_sha256(weights), preprocessing)
+    sha256 = file_sha256(weights)
+    if isinstance(files, Folder) and has_pieces(files.path):
+        sha256 = add_saved_pieces(clip, sha256, files.path)
+    return clip, ModelSpec(source, architecture, sha256, preprocessing)
 
 
 def _read_layout(files: Files) -> tuple[Blueprint, tuple[str, str], Callable[[dict[str, Tensor]], dict[str, Tensor]]]:

@@ -26,9 +26,13 @@ def tuned_parameters(model: CLIPModel, part: Tunable) -> dict[str, nn.Parameter]
     Raises:
         ConfigError: Prompts or adapters of a model that has none.
     """
-    vision = {id(parameter) for parameter in model.visual.parameters()}
-    text = {id(parameter) for parameter in model.text_parameters()}
-    wanted = {Tunable.VISION: vision, Tunable.TEXT: text, Tunable.BOTH: vision | text}.get(part)
-    if wanted is None:
+    if part in (Tunable.PROMPTS, Tunable.ADAPTERS):
+        piece = model.prompts if part is Tunable.PROMPTS else model.adapters
+        wanted = set() if piece is None else {id(parameter) for parameter in piece.parameters()}
+    else:
+        vision = {id(parameter) for parameter in model.visual.parameters()} if part is not Tunable.TEXT else set()
+        text = {id(parameter) for parameter in model.text_parameters()} if part is not Tunable.VISION else set()
+        wanted = vision | text
+    if not wanted:
         raise ConfigError(f"this model has no {part.value} to tune.", "Use a method that tunes a tower.")
     return {name: parameter for name, parameter in model.clip.named_parameters() if id(parameter) in wanted}

@@ -246,7 +246,8 @@ def check_unit_rows(class_weights: Tensor) -> None:
 def encode_classes(model: CLIPModel, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
     """Encode classes as unit rows `[C, D]`: mean over templates of unit text features, renormalised.
 
-    Differentiable with respect to the text tower.
+    A model whose learned words take the place of a template has one prompt a class, whatever templates are given.
+    Differentiable with respect to the text tower and its prompts.
 
     Raises:
         ConfigError: Nothing to encode, or a template without `{}`.
@@ -255,7 +256,11 @@ def encode_classes(model: CLIPModel, class_names: Sequence[str], templates: Sequ
         raise ConfigError(
             f"{len(class_names)} class names and {len(templates)} templates.", "Give a list of at least one of each."
         )
-    prompts = [prompt for name in class_names for prompt in fill_templates(name, templates)]
+    words = None if model.prompts is None else model.prompts.words
+    filled = [
+        fill_templates(name, templates) if words is None else [f"{words[0]}{name}{words[1]}"] for name in class_names
+    ]
+    prompts = [prompt for each in filled for prompt in each]
     batches = [model.text_features(prompts[start : start + 256]) for start in range(0, len(prompts), 256)]
-    features = torch.cat(batches).view(len(class_names), len(templates), -1)
+    features = torch.cat(batches).view(len(class_names), len(filled[0]), -1)
     return F.normalize(features.mean(dim=1), dim=-1)

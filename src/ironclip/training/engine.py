@@ -13,14 +13,16 @@ from torch import Tensor
 
 from ironclip.errors import RunFailedError
 from ironclip.files import write_atomically
+from ironclip.models.pieces import save_pieces
 from ironclip.models.sources import save_model
+from ironclip.models.tuning import Tunable
 from ironclip.training.checkpoint import FILE, load_checkpoint, save_checkpoint
 from ironclip.training.recipe import Recipe
 from ironclip.training.run_record import RunLog, run_key, write_record
 from ironclip.training.setup import prepare
 from ironclip.training.stopping import stop_signals
 from ironclip.training.sweep import choose
-from ironclip.training.trainer import Trainer
+from ironclip.training.trainer import Trainer, put
 from ironclip.training.validation import Validation
 
 BAD_STEPS = 3
@@ -61,6 +63,7 @@ def train(
     data_root: str = "data",
     limit: int | None = None,
     strict: bool = False,
+    teacher_cache: Path | None = None,
     command: Sequence[str] = (),
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> Path:
@@ -75,6 +78,8 @@ def train(
         data_root: What `{data}` in the recipe stands for.
         limit: Take so many training samples (before the held-out part is split off).
         strict: An unreadable sample is fatal, not only counted.
+        teacher_cache: Folder of the teacher's embeddings of clean images, which are computed there once for all runs;
+            see `training.teacher_cache`. None: they are computed as they are needed.
         command: What the user typed, for the record.
         progress: Called after each step.
 
@@ -93,11 +98,18 @@ def train(
 
         def trial(short: Recipe, folder: Path) -> Path:
             return train(
-                short, folder, device=device, data_root=data_root, strict=strict, command=command, progress=progress
+                short,
+                folder,
+                device=device,
+                data_root=data_root,
+                strict=strict,
+                teacher_cache=teacher_cache,
+                command=command,
+                progress=progress,
             )
 
         recipe = choose(recipe, out, trial)
-    trainer = prepare(recipe, device=device, data_root=data_root, strict=strict)
+    trainer = prepare(recipe, device=device, data_root=data_root, strict=strict, teacher_cache=teacher_cache)
     key = run_key(trainer)
     resumed = load_checkpoint(out, key, dict(trainer.parameters), trainer.optimiser)
     best: dict[str, Tensor] = {}
@@ -138,7 +150,7 @@ def train(
                     log.write({"step": step, "validation": asdict(last)})
                     if recipe.select == "best" and last.value > trainer.progress.best_value:
                         trainer.progress.best_step, trainer.progress.best_value = step, last.value
-                        best = {name: value.detach().clone() for name, value in trainer.parameters.items()}
+                        best = {name: value.detach().clone() for name, value in trainer.evaluated().items()}
             if progress:
                 progress(
                     TrainingProgress(
@@ -163,12 +175,15 @@ def train(
 
 
 def _finish(trainer: Trainer, out: Path, best: Mapping[str, Tensor]) -> Path:
-    """Save the chosen weights as a model folder, then what the run came to."""
-    if trainer.recipe.select == "best" and best:
-        with torch.no_grad():
-            for name, parameter in trainer.parameters.items():
-                parameter.copy_(best[name])
-    weights = save_model(trainer.model, out / "model")
+    """Save the chosen weights, as a model folder or as prompts or adapters alone, then what the run came to."""
+    chosen = best if trainer.recipe.select == "best" and best else trainer.evaluated()
+    put({name: p for name, p in trainer.parameters.items() if chosen[name] is not p}, chosen)
+    if trainer.method.trains is Tunable.PROMPTS:
+        weights = save_pieces(trainer.model, out / "model", ("prompts",), base=trainer.model.spec)
+    elif trainer.method.trains is Tunable.ADAPTERS:
+        weights = save_pieces(trainer.model, out / "model", ("adapters",), base=trainer.model.spec)
+    else:
+        weights = save_model(trainer.model, out / "model")
     done = {
         "steps": trainer.progress.step,
         "images": trainer.progress.images,

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 
 from ironclip.attacks.base import ATTACKS, Attack
 from ironclip.attacks.objectives import CLASSIFICATION_LOSSES
+from ironclip.attacks.text.base import TEXT_ATTACKS, TextAttack
 from ironclip.attacks.threat_model import ThreatModel, parse_eps
 from ironclip.data.classes import fill_templates
 from ironclip.errors import ConfigError, IronClipError, did_you_mean
@@ -37,6 +38,7 @@ class DataSection(pydantic.BaseModel):
         classes: "all" that the source names, or only those "present" among its labels (a train split without its
             unseen classes).
         limit: Take so many samples, by hash of their key.
+        shots: Of what is not held out, train on so many samples a class, drawn from the seed (few-shot tuning).
         hold_out: So many training samples are kept for validation and never trained on, by hash of their key.
     """
 
@@ -46,6 +48,7 @@ class DataSection(pydantic.BaseModel):
     class_names: list[str] | None = None
     classes: Literal["all", "present"] = "all"
     limit: Count | None = None
+    shots: Count | None = None
     hold_out: Annotated[int, Field(ge=0)] = 500
 
 
@@ -151,6 +154,8 @@ class Recipe(pydantic.BaseModel):
         data: What to tune on.
         threat: The training adversary's game: `{norm: linf, eps: 2/255}`.
         attack: The training attack: `{name: pgd_m, steps: 3, step_size: 1/255}`.
+        text_attack: The training attack on texts: `{name: leaf, edits: 1, candidates: 50}`; the method's own where
+            absent. Only for methods that attack texts.
         optimisation: How to minimise.
         validation: On the held-out part.
         checkpoint: When to save.
@@ -166,6 +171,7 @@ class Recipe(pydantic.BaseModel):
     data: DataSection
     threat: dict[str, Any] = Field(default_factory=dict)
     attack: dict[str, Any] = Field(default_factory=lambda: {"name": "pgd_m"})
+    text_attack: dict[str, Any] | None = None
     optimisation: OptimisationSection
     validation: ValidationSection = Field(default_factory=ValidationSection)
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
@@ -185,7 +191,13 @@ class Recipe(pydantic.BaseModel):
         Two recipes that say the same in other words are equal here; title and rhythm of checkpoints are left out.
         """
         threat = dataclasses.asdict(self.build_threat()) | {"eps": str(parse_eps(self.build_threat().eps, "l2"))}
-        return self.model_dump(mode="json", exclude={"title", "checkpoint"}) | {
+        text = self.build_text_attack()
+        # Only where there is one, so that the keys of runs without texts stay what they were.
+        texts = {} if text is None else {"text_attack": {"name": text.name, **_settings(text)}}
+        unset = {"shots"} if self.data.shots is None else set()  # likewise
+        left_out: dict[str, Any] = {"title": True, "checkpoint": True, "text_attack": True, "data": unset}
+        return self.model_dump(mode="json", exclude=left_out) | {
+            **texts,
             "method": {"name": self.build_method().name, **_settings(self.build_method())},
             "attack": {"name": self.build_attack().name, **_settings(self.build_attack())},
             "threat": threat,
@@ -200,6 +212,23 @@ class Recipe(pydantic.BaseModel):
     def build_attack(self) -> Attack:
         """Return the training attack with its settings."""
         return _named(self.attack, "attack", ATTACKS)
+
+    def build_text_attack(self) -> TextAttack | None:
+        """Return the training attack on texts: the recipe's, or the method's own; None where it attacks none.
+
+        Raises:
+            ConfigError: The recipe gives one to a method that attacks no texts.
+        """
+        method = self.build_method()
+        if method.text_attack is None:
+            if self.text_attack is not None:
+                raise ConfigError(
+                    f'text_attack: method "{method.name}" attacks no texts.', "Leave it out, or use leaf or mmcoa."
+                )
+            return None
+        return _named(
+            dict(method.text_attack if self.text_attack is None else self.text_attack), "text_attack", TEXT_ATTACKS
+        )
 
     def build_validation_attack(self) -> Attack:
         """Return the attack of the validation."""
@@ -247,6 +276,7 @@ def check_recipe(content: dict[str, Any]) -> Recipe:
             recipe.build_method,
             recipe.build_threat,
             recipe.build_attack,
+            recipe.build_text_attack,
             recipe.build_validation_attack,
             partial(_check_attacks, recipe),
             partial(_check_data, recipe),

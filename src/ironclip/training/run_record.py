@@ -26,17 +26,19 @@ def run_key(trainer: Trainer) -> str:
 
 def write_record(out: Path, trainer: Trainer, *, command: Sequence[str], device: str) -> None:
     """Write run.json; on a resume it stays as the first sitting wrote it."""
-    method, attack = type(trainer.method).__module__, type(trainer.attack).__module__
+    run_by_name = [trainer.method, trainer.attack, trainer.recipe.build_text_attack()]
+    modules = [type(one).__module__ for one in run_by_name if one is not None]
     record: dict[str, Any] = {
         "command": shlex.join(command),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions(),
-        "source_sha256": source_sha256("ironclip.training.engine", method, attack),
+        "source_sha256": source_sha256("ironclip.training.engine", *modules),
         "device": device,
         "threat": trainer.recipe.build_threat().record(),
         "threat_caption": trainer.recipe.build_threat().caption(),
         "model": {"source": trainer.model.spec.origin, "sha256": trainer.model.spec.sha256},
         "fast_path": trainer.model.fast_path,
+        "trains": trainer.method.trains.value,
         "data": {
             "source": trainer.data.source,
             "fingerprint": trainer.data.fingerprint,

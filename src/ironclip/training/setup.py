@@ -6,31 +6,34 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from ironclip.data.classes import check_class_names, colliding_names
 from ironclip.data.contract import Dataset
 from ironclip.data.images import stack_images
-from ironclip.data.order import epoch_order, hold_out, keep_labels, limit, read_batches
+from ironclip.data.order import epoch_order, few_shot, hold_out, keep_labels, limit, read_batches
 from ironclip.data.sources import open_dataset
 from ironclip.errors import ConfigError, DataError
-from ironclip.methods.base import Method, Teacher
+from ironclip.methods.base import Method, Pass, Teacher
 from ironclip.models.sources import load_model
 from ironclip.models.tuning import tuned_parameters
 from ironclip.training.optimisation import build_optimiser
 from ironclip.training.recipe import Recipe
+from ironclip.training.teacher_cache import TeacherCache, open_teacher_cache
 from ironclip.training.trainer import Trainer
 from ironclip.training.validation import HeldOut
 
 logger = logging.getLogger(__name__)
 
 
-def prepare(recipe: Recipe, *, device: str, data_root: str, strict: bool) -> Trainer:
+def prepare(recipe: Recipe, *, device: str, data_root: str, strict: bool, teacher_cache: Path | None = None) -> Trainer:
     """Open data and model and build everything that a run needs.
 
     Raises:
-        ConfigError: The method reads other samples' terms (`across_batch`) and the recipe splits the batch.
+        ConfigError: The method reads other samples' terms (`across_batch`) and the recipe splits the batch; or there
+            is a teacher cache for a method that would not read it.
         DataError: No data, no labels where the method needs them.
     """
     method = recipe.build_method()
@@ -62,11 +65,14 @@ def prepare(recipe: Recipe, *, device: str, data_root: str, strict: bool) -> Tra
         held_out, unreadable = _read_held_out(kept, teacher, strict, labelled=prompts is not None)
         if recipe.build_threat().acting == "model_input":
             held_out = replace(held_out, pixels=model.spec.preprocessing.resize(held_out.pixels))
+    if recipe.data.shots is not None:
+        data = few_shot(data, recipe.data.shots, recipe.seed)
+    method.attach(model, () if prompts is None else prompts[1], recipe.seed)
     model.requires_grad_(False)
     parameters = tuned_parameters(model, method.trains)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    return Trainer(
+    trainer = Trainer(
         recipe=recipe,
         method=method,
         attack=recipe.build_attack(),
@@ -78,6 +84,27 @@ def prepare(recipe: Recipe, *, device: str, data_root: str, strict: bool) -> Tra
         parameters=parameters,
         optimiser=build_optimiser(parameters.values(), recipe.optimisation),
         unreadable=unreadable,
+    )
+    if teacher_cache is not None:
+        teacher.known = _open_cache(teacher_cache, trainer, strict=strict)
+    return trainer
+
+
+def _open_cache(folder: Path, trainer: Trainer, *, strict: bool) -> TeacherCache:
+    needs = trainer.method.needs
+    if Pass.TEACHER_CLEAN not in needs or Pass.TEACHER_CLEAN_PATCHES in needs:
+        raise ConfigError(
+            f'method "{trainer.method.name}" would not read a teacher cache: it holds embeddings of clean images only.',
+            "Leave the teacher cache out.",
+        )
+    return open_teacher_cache(
+        folder,
+        trainer.teacher.model,
+        trainer.data,
+        acting=trainer.acting,
+        acting_at=trainer.recipe.build_threat().acting,
+        precision=trainer.precision,
+        strict=strict,
     )
 
 

@@ -1,0 +1,1 @@
+"""Text adversaries: character edits, word substitutions, and what they may spend."""
