@@ -24,9 +24,10 @@ PLAN = {
     "plus": [
         ("APGD-CE", "apgd", {"steps": 100, "loss": "ce", "restarts": 5}),
         ("APGD-DLR", "apgd", {"steps": 100, "loss": "dlr", "restarts": 5}),
-        ("FAB-T", "fab_t", {"steps": 100, "targets": 9, "restarts": 5}),
+        ("FAB", "fab", {"steps": 100, "restarts": 5}),
         ("Square", "square", {"queries": 5000, "restarts": 1}),
         ("APGD-T", "apgd_t", {"steps": 100, "targets": 9, "restarts": 1}),
+        ("FAB-T", "fab_t", {"steps": 100, "targets": 9, "restarts": 1}),
     ],
     "rand": [
         ("APGD-CE", "apgd", {"steps": 100, "loss": "ce", "restarts": 1, "eot": 20}),

@@ -19,9 +19,16 @@ DATA = REPOSITORY.parent / "shared" / "data"
 
 # A suite that changes without a new version fails here; a new version gets a new line.
 HASHES = {
+    ("agft-15", 1): "8a71fe17befb2a9fb8110f9adac8ccf6c2cd55b60b23b0c564c398be7c13f318",
     ("bundled", 1): "c90561f5ae91b74a37714a9ed7b0c4af2f2bcaf3fa101833ec52192d67fc4ca7",
     ("cifar10", 1): "6c62d74002e54949d3e7706e3f654f0694c7b36d41214589b40d2423f4d53219",
+    ("imagenet-shift", 1): "a7d748ebaa6464f02a4a3e8995cce2c45b4f2be79e1eebea46ce9afcccbaea0b",
+    ("ironclip-16", 1): "c7477e568626ae251a43a94645c9be8a90547036b08b89b7c99f18112b233c29",
     ("natural", 1): "bf7919cdb96bf10ba68581966a4f4b957d0cbcd22804d788d91cb011524112ed",
+    ("pmg-15", 1): "0271819d0f423e2f75d0cf4b3534643d1a5e22efea54bc74e4624cbc7fcac1ac",
+    ("robustvlm-13", 1): "81137c02ed2745673c2922793970a2b222ae24140b16917b5fac0bd321589756",
+    ("tga-16", 1): "275aa37145932bda593266d0cd9633382448da1b93eecfd664d8b888fd215569",
+    ("ucat-16", 1): "fa1d09da59c11a4ece64a787d1dab42f5f662c5c7314e63293de0712b5b369b5",
 }
 
 # name: samples, names, chance

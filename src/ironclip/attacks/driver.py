@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ironclip.attacks.base import Attack, State, improves
+from ironclip.attacks.grid import OnGrid, check_levels, snap
 from ironclip.attacks.objectives import Evaluation, Objective, frozen, input_gradient
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.errors import ConfigError, ShapeError, ValueRangeError
@@ -118,7 +119,7 @@ def run_attack(
 
     Raises:
         ShapeError: Not one key an image.
-        ValueRangeError: Pixels are not float32 in [0, 1].
+        ValueRangeError: Pixels are not float32 in [0, 1]; or not 8-bit in the game of an 8-bit adversary.
     """
     settings = settings or DriverSettings()
     if len(keys) != len(pixels):
@@ -134,6 +135,8 @@ def run_attack(
             "Give images before mean and std are applied (the model normalises inside); divide 0..255 by 255.",
         )
     pixels = pixels.detach().cpu()
+    if threat.integer:
+        check_levels(pixels)
     with untouched_random_state(), exact_float32(objective.device), frozen(objective.modules):
         return _Run(attack, objective, pixels, keys, threat, seed, settings).to_the_end(progress)
 
@@ -185,6 +188,11 @@ class _Run:
     seed: int
     settings: DriverSettings
     outcome: Outcome = field(init=False)
+    searched: Objective = field(init=False)
+
+    def __post_init__(self) -> None:
+        integer = self.threat.integer
+        self.searched = OnGrid(self.objective, self.pixels, self.threat) if integer else self.objective
 
     def to_the_end(self, progress: Progress | None) -> Outcome:
         count = len(self.pixels)
@@ -226,7 +234,7 @@ class _Run:
         state, seconds = self._tiled(
             rows,
             lambda tile, own: attack.start(
-                self.objective.take(tile), self.pixels[tile].to(self.objective.device), self.threat, streams.take(tile)
+                self.searched.take(tile), self.pixels[tile].to(self.objective.device), self.threat, streams.take(tile)
             ),
         )
         outcome.seconds[rows] += seconds
@@ -236,7 +244,7 @@ class _Run:
             before = state
 
             def advance(tile: Tensor, own: Tensor, before: State = before) -> State:
-                return attack.step(self.objective.take(tile), before.take(own))
+                return attack.step(self.searched.take(tile), before.take(own))
 
             state, seconds = self._tiled(rows, advance)
             outcome.seconds[rows] += seconds
@@ -268,12 +276,12 @@ class _Run:
         value = self.attack.result_value(state)[index].cpu().float()
         kept = improves(value, best[gone]) & ~outcome.broken[gone]
         best[gone[kept]] = value[kept]
-        outcome.adversarial[gone[kept]] = self.attack.result(state)[index].cpu()[kept]
+        outcome.adversarial[gone[kept]] = self._played(self.attack.result(state)[index].cpu()[kept], gone[kept])
         outcome.restart[gone[kept]] = restart
 
     def _check_claims(self, points: Tensor, rows: Tensor, restart: int, examined: int) -> None:
         """Let float32 judge the points that the attack holds for successes, one for each of some rows."""
-        outcome = self.outcome
+        outcome, points = self.outcome, self._played(points, rows)
         legal = self.threat.contains(points, self.pixels[rows])
         outcome.invalid[rows] |= ~legal
         points, rows = points[legal], rows[legal]
@@ -285,6 +293,10 @@ class _Run:
         self._write(points[won], rows[won], verdict, won)
         outcome.iterations[rows[won]] = examined
         outcome.restart[rows[won]] = restart
+
+    def _played(self, points: Tensor, rows: Tensor) -> Tensor:
+        """Return what the search looked at where it stood at these points: 8-bit images in an 8-bit game."""
+        return snap(points, self.pixels[rows], self.threat) if self.threat.integer else points
 
     def _conclude(self, rows: Tensor) -> None:
         """Let float32 judge the best point of each survivor; one outside ball or box gives way to the clean image."""

@@ -44,7 +44,7 @@ class Evaluation:
 class Objective(ABC):
     """A value a row to be maximised over pixels; rows do not know of each other.
 
-    A user's own is five lines: subclass, hold what it needs, define `evaluate` and `take`.
+    A user's own is five lines: subclass, hold what it needs, define `evaluate` and `take`; docs/attacks.md shows one.
     """
 
     @abstractmethod
@@ -70,6 +70,19 @@ class Objective(ABC):
             ConfigError: There are no classes to aim at.
         """
         raise ConfigError(f"{type(self).__name__} has no classes to aim at.", "Use an attack without targets: apgd.")
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Return what the model makes of images before any class is named, `[B, D]`, with graph.
+
+        Raises:
+            ConfigError: The objective knows no such thing.
+        """
+        raise ConfigError(f"{type(self).__name__} embeds no images.", "Use an attack on its value: apgd.")
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Words for the classes; empty where they are not known."""
+        return ()
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return the value `[B]`."""
@@ -156,6 +169,17 @@ class _OfLogits(Objective):
         """Let the classifier compute in another precision."""
         context: AbstractContextManager[None] = self.classifier.computing(dtype)
         return context
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Return the raw embedding of a CLIP, and the logits of a classifier that is none."""
+        model = getattr(self.classifier, "model", None)
+        embedding: Tensor = self.classifier.logits(pixels) if model is None else model.embed_image(pixels)
+        return embedding
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Those of the classifier, where it has words."""
+        return getattr(self.classifier, "class_names", None) or ()
 
 
 @dataclass(frozen=True)
@@ -359,15 +383,30 @@ def input_gradient(
     with torch.enable_grad():
         leaf = pixels.detach().requires_grad_(True)
         evaluation = objective.evaluate(leaf)
-        value, gradient = value_of(evaluation), None
-        if value.requires_grad:
-            (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+        gradient = gradient_of(value_of(evaluation), leaf)
+    return gradient, evaluation.each(Tensor.detach)
+
+
+def gradient_of(value: Tensor, leaf: Tensor, *, keep_graph: bool = False) -> Tensor:
+    """Differentiate values `[B]`, summed, by the pixels that they were computed from; a NaN entry becomes 0.
+
+    Args:
+        value: With its graph.
+        leaf: `[B, 3, H, W]`.
+        keep_graph: Other values of the same graph are to be differentiated, too.
+
+    Raises:
+        ConfigError: The value does not hang on the pixels by differentiable operations.
+    """
+    gradient = None
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True, retain_graph=keep_graph or None)
     if gradient is None:
         raise ConfigError(
             "the model gives no gradient with respect to the pixels, which this attack needs.",
             "Keep detach(), no_grad() and numpy out of its forward, or use an attack without gradients.",
         )
-    return torch.nan_to_num(gradient, nan=0.0), evaluation.each(Tensor.detach)
+    return torch.nan_to_num(gradient, nan=0.0)
 
 
 @contextmanager

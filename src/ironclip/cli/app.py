@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 import ironclip
-from ironclip.cli import doctor, evaluate, listing, merge, pretrain, quickstart, report, train, validate
+from ironclip.cli import (
+    attack,
+    diagnose,
+    doctor,
+    evaluate,
+    exporting,
+    importing,
+    listing,
+    merge,
+    pretrain,
+    quickstart,
+    report,
+    train,
+    validate,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,8 +47,12 @@ def ironclip_command(
 app.command("quickstart")(quickstart.quickstart_command)
 app.command("train")(train.train_command)
 app.command("eval")(evaluate.eval_command)
+app.command("attack")(attack.attack_command)
+app.command("diagnose")(diagnose.diagnose_command)
 app.command("report")(report.report_command)
 app.command("merge")(merge.merge_command)
+app.command("export")(exporting.export_command)
+app.command("import")(importing.import_command)
 app.command("validate")(validate.validate_command)
 app.command("pretrain")(pretrain.pretrain_command)
 app.command("list")(listing.list_command)

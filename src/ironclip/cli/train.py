@@ -34,6 +34,14 @@ def train_command(
     ] = None,
     device: Device = "cpu",
     strict: Strict = False,
+    teacher_cache: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher-cache",
+            metavar="DIR",
+            help="Compute the original model's embeddings of the clean images once, for all runs with this folder.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Tune a model as a recipe says.
@@ -62,6 +70,7 @@ def train_command(
             data_root=data_root,
             limit=limit,
             strict=strict,
+            teacher_cache=teacher_cache,
             command=sys.argv,
             progress=show,
         )

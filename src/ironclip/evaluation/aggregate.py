@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ironclip.errors import DataError
+from ironclip.evaluation.diagnostics import Check
 from ironclip.evaluation.intervals import Interval, mean_per_class_interval, wilson
 from ironclip.evaluation.metrics import clean_correct, robust_correct
 from ironclip.evaluation.records import SampleIds, UnitRecord
@@ -60,6 +61,8 @@ class AggregateRow:
         totals: Samples with a row, passes, time, oddities.
         calibration: Of the samples with a row; None where it is not defined, and in files of older versions.
         uncalibrated: Why `calibration` is None.
+        verdict: `("trusted",)`, `("trusted(light)",)`, or what speaks against the row; empty where nobody has looked.
+        checks: What the verdict rests on.
     """
 
     unit: str
@@ -74,6 +77,8 @@ class AggregateRow:
     totals: Totals
     calibration: UnitCalibration | None = None
     uncalibrated: str = ""
+    verdict: tuple[str, ...] = ()
+    checks: tuple[Check, ...] = ()
 
 
 def aggregate_rows(rows: pa.Table, record: UnitRecord) -> AggregateRow:

@@ -2,7 +2,7 @@
 
 Each check is one number against a threshold. A check of survivors (right before the attack and not broken) passes as
 `vacuous` where there are none. A check that was not run blocks trust as a failed one does. What needs the model itself
-(gradients, repeated forwards, replay) is no part of this module.
+is in `probes` and `searches`, what a profile is made of in `diagnosis`.
 
 Source: evaluation plan 3.1, thresholds version 1; the signs are those of Athalye et al., ICML 2018, arXiv:1802.00420,
 Carlini et al., 2019, arXiv:1902.06705, AutoAttack's flags, and Pintor et al., NeurIPS 2022, arXiv:2106.09947.
@@ -25,6 +25,7 @@ from ironclip.evaluation.metrics import clean_correct, robust_correct
 CHECKS_VERSION = 1
 
 Flags = npt.NDArray[np.bool_]
+Profile = Literal["light", "full"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,25 @@ class Check:
     threshold: float | None
     state: Literal["passed", "failed", "vacuous", "not_run"]
     is_info: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What was found of a row.
+
+    Attributes:
+        profile: Which checks were made.
+        samples: How many samples were probed.
+        checks: Each with its value, threshold and state.
+        verdict: `("trusted",)`, `("trusted(light)",)`, or the sorted names of what failed or was not run.
+        checks_version: Of the thresholds.
+    """
+
+    profile: Profile
+    samples: int
+    checks: tuple[Check, ...]
+    verdict: tuple[str, ...]
+    checks_version: int = CHECKS_VERSION
 
 
 def verdict(checks: Sequence[Check]) -> tuple[str, ...]:

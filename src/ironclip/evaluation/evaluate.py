@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,28 +18,18 @@ from ironclip.attacks.driver import GRANULE, DriverSettings, row_invariance
 from ironclip.attacks.objectives import Misclassify, predict
 from ironclip.attacks.sequence import Member, SequenceOutcome, run_sequence
 from ironclip.attacks.threat_model import ThreatModel
-from ironclip.data.classes import class_groups, colliding_names, words_sha256
+from ironclip.data.classes import class_groups, colliding_names
 from ironclip.data.contract import Dataset, Sample
 from ironclip.data.images import stack_images
 from ironclip.data.order import epoch_order, limit, read_batches, shard
 from ironclip.errors import ConfigError, DataError
-from ironclip.evaluation.records import (
-    AttackInfo,
-    DatasetInfo,
-    ModelInfo,
-    RunRecord,
-    SampleIds,
-    Session,
-    SuiteInfo,
-    ThreatInfo,
-    UnitRecord,
-    gallery_ids,
-)
+from ironclip.evaluation.describing import acting_pixels, dataset_info, members_of, session, unit_record
+from ironclip.evaluation.diagnosis import PROBED, diagnose, open_probe, probed_ids
+from ironclip.evaluation.records import ModelInfo, RunRecord, SuiteInfo, UnitRecord, gallery_ids
 from ironclip.evaluation.store import Adversarials, RunStore
 from ironclip.evaluation.unfinished import Unfinished
 from ironclip.models.sources import load_classifier, load_model, model_identity
 from ironclip.models.zero_shot import Classifier, ZeroShotClassifier
-from ironclip.provenance import versions
 from ironclip.suites.suite import SuiteDataset, load_suite
 
 logger = logging.getLogger(__name__)
@@ -251,6 +238,13 @@ class _Unit:
             adversarial=outcome.adversarial[kept].numpy(),
         )
 
+    def diagnose(self, store: RunStore) -> None:
+        """Give the unit its light verdict, from its stored rows and some of its samples."""
+        task, rows = self.task, store.read_unit(self.record.unit_id)
+        ids = probed_ids(rows, PROBED["light"])
+        probe = open_probe(task.info, ids, task.classifier, self.threat, seed=self.request.seed, settings=self.settings)
+        store.write_diagnosis(self.record.unit_id, diagnose(probe, rows, self.record, profile="light"))
+
 
 def evaluate_suite(
     request: EvaluationRequest, *, progress: Callable[[EvaluationProgress], None] | None = None
@@ -272,7 +266,7 @@ def evaluate_suite(
     for threat in request.threats:
         _refuse_other_games(threat)
         for attack in request.attacks:
-            for member in _members(attack):
+            for member in members_of(attack):
                 member.attack.check(threat)
     suite = load_suite(request.suite, request.data_root)
     entries = [suite.entry(name) for name in request.datasets] if request.datasets else list(suite.entries)
@@ -290,25 +284,30 @@ def evaluate_suite(
         model=ModelInfo(name=request.name or request.model, source=request.model, sha256=identity),
         suite=SuiteInfo(name=suite.name, version=str(suite.version), sha256=suite.sha256),
         seed=request.seed,
-        datasets={task.info.name: _dataset_info(task) for task in tasks},
+        datasets={task.info.name: dataset_info(task.info) for task in tasks},
         sessions=(),
     )
     store = RunStore.create(request.out, run)
     units = [
-        (task, threat, attack, _unit_record(request, task, attack, threat, identity))
+        _Unit(request, task, members_of(attack), threat, _recorded(request, task, attack, threat, identity), settings)
         for task in tasks
         for threat in request.threats
         for attack in request.attacks
     ]
-    if any(set(task.samples.keys) - store.done_ids(store.open_unit(record)) for task, _, _, record in units):
+    if any(set(unit.task.samples.keys) - store.done_ids(store.open_unit(unit.record)) for unit in units):
         invariance = _probe(tasks[0], settings)
         if invariance:
             # Rows depend on the shape of their tile here: every tile must have the same shape.
             settings = dataclasses.replace(settings, granule=settings.tile)
-        session = _session(request, settings, invariance)
-        store = RunStore.create(request.out, dataclasses.replace(run, sessions=(session,)))
-        for task, threat, attack, record in units:
-            _evaluate_unit(_Unit(request, task, _members(attack), threat, record, settings), store, progress)
+            units = [dataclasses.replace(unit, settings=settings) for unit in units]
+        sitting = session(request.command, request.device, settings, invariance)
+        store = RunStore.create(request.out, dataclasses.replace(run, sessions=(sitting,)))
+        for unit in units:
+            _evaluate_unit(unit, store, progress)
+    for unit in units:
+        name = unit.record.unit_id
+        if store.diagnosis(name) is None and store.done_ids(name):
+            unit.diagnose(store)
     store.write_aggregates()
     return store
 
@@ -339,6 +338,22 @@ def _task(request: EvaluationRequest, info: SuiteDataset, classifier: Classifier
     same = groups == list(range(len(groups)))
     groups_tensor = None if same else torch.tensor(groups, device=classifier.device)
     return _Task(info, whole, samples, classifier, groups_tensor, _first_samples(whole, info.name, request.strict))
+
+
+def _recorded(
+    request: EvaluationRequest, task: _Task, attack: Attack | AttackList, threat: ThreatModel, identity: str
+) -> UnitRecord:
+    return unit_record(
+        task.info,
+        task.classifier,
+        attack,
+        threat,
+        image=task.probe[0][0],
+        keys=task.whole.keys,
+        search_dtype=request.search_dtype,
+        model_sha256=identity,
+        seed=request.seed,
+    )
 
 
 def _first_samples(dataset: Dataset, name: str, strict: bool) -> tuple[Tensor, Tensor]:
@@ -386,85 +401,6 @@ def _chunks(
         for batch in read_batches(samples, missing, CHUNK, strict=strict, unreadable=unreadable):
             if batch:
                 yield f"{number:05d}", batch
-
-
-def acting_pixels(pixels: Tensor, classifier: Classifier, threat: ThreatModel) -> Tensor:
-    """Return the image on which the adversary acts, `[3, H, W]`: as it is, or as the model's input.
-
-    Raises:
-        ConfigError: `acting: model_input` with a classifier that has no known input resolution.
-    """
-    if threat.acting == "native":
-        return pixels
-    if not isinstance(classifier, ZeroShotClassifier):
-        raise ConfigError(
-            "the threat model acts at the model's input, whose size is unknown here.", "Use acting: native."
-        )
-    return classifier.model.spec.preprocessing.resize(pixels[None])[0]
-
-
-def game_hash(threat: ThreatModel, size: tuple[int, int]) -> str:
-    """Hash what decides whether two results may share a column: the rules, and the size at which the adversary acts."""
-    return hashlib.sha256(f"{threat.hash} {size[0]}x{size[1]}".encode()).hexdigest()
-
-
-def _unit_record(
-    request: EvaluationRequest, task: _Task, attack: Attack | AttackList, threat: ThreatModel, identity: str
-) -> UnitRecord:
-    info, classifier = task.info, task.classifier
-    height, width = acting_pixels(task.probe[0][0], classifier, threat).shape[-2:]
-    rules = threat.record() | {"acting_size": [height, width], "search_dtype": request.search_dtype}
-    if isinstance(classifier, ZeroShotClassifier):
-        rules["preprocess"] = classifier.model.spec.preprocessing.record()
-        rules["logit_scale"] = classifier.model.logit_scale.item()
-    return UnitRecord(
-        dataset=info.name,
-        dataset_fingerprint=info.dataset.fingerprint,
-        class_list_sha256=words_sha256(info.class_names),
-        prompt_set_sha256=words_sha256(info.templates),
-        duplicates=tuple(name for name, _ in colliding_names(info.class_names)),
-        attack=_attack_info(attack),
-        threat=ThreatInfo(
-            record=rules, hash=game_hash(threat, (height, width)), caption=threat.caption((height, width))
-        ),
-        model_sha256=identity,
-        seed=request.seed,
-        sample_ids=SampleIds.of(task.whole.keys),
-        n_total=len(info.dataset),
-    )
-
-
-def _members(attack: Attack | AttackList) -> tuple[Member, ...]:
-    return attack.members if isinstance(attack, AttackList) else (Member(attack.name, attack),)
-
-
-def _attack_info(attack: Attack | AttackList) -> AttackInfo:
-    if isinstance(attack, AttackList):
-        members = (dataclasses.replace(_attack_info(member.attack), title=member.label) for member in attack.members)
-        return AttackInfo(name=attack.name, title=attack.title, members=tuple(members))
-    return AttackInfo(name=attack.name, settings=dataclasses.asdict(attack))  # type: ignore[call-overload]  # every attack is a dataclass
-
-
-def _dataset_info(task: _Task) -> DatasetInfo:
-    info = task.info
-    return DatasetInfo(
-        title=info.title,
-        source=info.dataset.source,
-        class_names=tuple(info.class_names),
-        metric=info.metrics[-1],
-        problems=info.dataset.problems,
-    )
-
-
-def _session(request: EvaluationRequest, settings: DriverSettings, invariance: float) -> Session:
-    return Session(
-        command=shlex.join(request.command),
-        versions=versions(),
-        device=request.device,
-        tile=settings.tile,
-        row_invariance=invariance,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
 
 
 def _probe(task: _Task, settings: DriverSettings) -> float:

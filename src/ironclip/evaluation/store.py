@@ -4,6 +4,7 @@
     RUN/samples/<unit>/<chunk>-<sha8>.parquet       one row a sample and attack: the only source of truth
     RUN/adversarials/<unit>/<chunk>-<sha8>.safetensors   some clean and attacked images, float32
     RUN/rows/<unit>.json                            aggregates, always recomputable
+    RUN/diagnostics/<unit>.json                     what was found of the row, and its verdict; see `diagnosis`
     RUN/unfinished/<unit>/                          the chunk under way in a list of attacks; see `unfinished`
 
 A unit is one data set, one threat model, one attack or list of attacks. One process writes into a run folder at a
@@ -29,6 +30,7 @@ import safetensors.numpy
 
 from ironclip.errors import ConfigError, DataError, ResumeError, ShapeError
 from ironclip.evaluation.aggregate import AggregateRow, aggregate_rows
+from ironclip.evaluation.diagnostics import CHECKS_VERSION, Diagnosis
 from ironclip.evaluation.records import (
     SCHEMA_VERSION,
     DatasetInfo,
@@ -250,7 +252,33 @@ class RunStore:
         Raises:
             DataError: It has no rows yet, or rows of samples that it was not declared over.
         """
-        return aggregate_rows(self.read_unit(unit), self.record(unit))
+        figures, found = aggregate_rows(self.read_unit(unit), self.record(unit)), self.diagnosis(unit)
+        return figures if found is None else replace(figures, verdict=found.verdict, checks=found.checks)
+
+    def write_diagnosis(self, unit: str, diagnosis: Diagnosis) -> None:
+        """Store what was found of a unit, in place of what was found before.
+
+        Raises:
+            DataError: The run has no such unit.
+        """
+        self.record(unit)
+        write_atomically(self.path / "diagnostics" / f"{unit}.json", _json(diagnosis))
+
+    def diagnosis(self, unit: str) -> Diagnosis | None:
+        """Return what was found of a unit; None where nobody has looked, or by other thresholds than today's.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        file = self.path / "diagnostics" / f"{unit}.json"
+        if not file.is_file():
+            return None
+        try:
+            found = pydantic.TypeAdapter(Diagnosis).validate_json(file.read_bytes())
+        except pydantic.ValidationError as error:
+            problems = explain(error, file.name)
+            raise DataError(f"{file} cannot be read: {problems}", "Delete it and diagnose again.") from None
+        return found if found.checks_version == CHECKS_VERSION else None
 
     def write_aggregates(self) -> None:
         """Replace `rows/`: the figures of each unit that has rows, for those who read them without this library."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,7 @@ _INK, _GRID = "#012390", "#012391"
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
 _DASHES = ("solid", (0, (5, 1.5)), (0, (3, 1.2, 1, 1.2)), (0, (1.5, 1.2)))
 _WIDTH, _HEIGHT = 3.7, 2.8
+_PATH: dict[str, Any] = {"color": _INK, "alpha": 0.5, "linewidth": 1.2, "zorder": 2}
 
 
 def robustness_curve(table: DatasetTable, norm: str, *, prefix: str) -> Markup:
@@ -56,12 +57,13 @@ def robustness_curve(table: DatasetTable, norm: str, *, prefix: str) -> Markup:
     return drawing.markup
 
 
-def trade_off(table: DatasetTable, budget: int, *, prefix: str) -> Markup:
+def trade_off(table: DatasetTable, budget: int, *, prefix: str, paths: Iterable[Sequence[int]] = ()) -> Markup:
     """Draw robust against clean accuracy at one budget, a point a model with both intervals.
 
     Args:
         table: One data set.
         budget: Index of the budget.
+        paths: Models that a line joins, in this order: weights between one original and one robust model.
         prefix: Makes the ids of this drawing unique in the page.
     """
     with _canvas(prefix) as (axes, drawing):
@@ -71,7 +73,14 @@ def trade_off(table: DatasetTable, budget: int, *, prefix: str) -> Markup:
             0.52 * ceiling, 0.55 * ceiling, "nothing lost under attack", color=_INK, alpha=0.6, fontsize=8, rotation=45,
             rotation_mode="anchor", transform_rotates_text=True, ha="center",
         )  # fmt: skip
-        for model, (clean, robust) in enumerate(zip(table.clean, table.robust[budget], strict=True)):
+        points = list(zip(table.clean, table.robust[budget], strict=True))
+        for path in paths:
+            joined = [
+                (clean.share, robust.share) for clean, robust in (points[model] for model in path) if clean and robust
+            ]
+            if joined:
+                axes.plot(*([100 * share.estimate for share in axis] for axis in zip(*joined, strict=True)), **_PATH)
+        for model, (clean, robust) in enumerate(points):
             if clean and robust:
                 _cross(axes, clean, robust, model)
         _chance(axes, table.chance)

@@ -129,13 +129,13 @@ def _gallery(
                     clean=_answer(row, "clean", names),
                     attacked=_answer(row, "adv", names),
                     verdict=_verdict(row),
-                    change=_png(0.5 + factor * (after - before)),
-                    image=_png(after),
+                    change=png_uri(0.5 + factor * (after - before)),
+                    image=png_uri(after),
                 )
             )
         first = sources[0][0]
         truth = names[rows[first][sample_id]["y"]]
-        specimens.append(Specimen(sample_id, truth, _png(images[first][sample_id][0]), tuple(attempts)))
+        specimens.append(Specimen(sample_id, truth, png_uri(images[first][sample_id][0]), tuple(attempts)))
     return Gallery(table.info.title, budget.eps, attack, magnification(factor), tuple(specimens))
 
 
@@ -155,7 +155,8 @@ def _answer(row: dict[str, Any], side: str, names: Sequence[str]) -> Answer:
     return Answer(names[prediction], probability, prediction == row["y"])
 
 
-def _png(pixels: Pixels) -> str:
+def png_uri(pixels: Pixels) -> str:
+    """Return an image `[3, H, W]` in [0, 1] as a PNG data URI, small ones enlarged."""
     levels = np.clip(np.rint(pixels * 255), 0, 255).astype(np.uint8).transpose(1, 2, 0)
     factor = max(1, round(_SHOWN_SIDE / max(levels.shape[:2])))
     image = Image.fromarray(np.repeat(np.repeat(levels, factor, axis=0), factor, axis=1))

@@ -18,6 +18,7 @@ from ironclip.report.gallery import gallery
 from ironclip.report.markdown import render_markdown
 from ironclip.report.results import DatasetTable, Results
 from ironclip.report.tables import load_results
+from ironclip.report.weight_paths import weight_paths
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def render_page(results: Results, title: str) -> str:
         finalize=_keep_percent_signs,
     )
     environment.globals |= {"prose": prose, "wording": wording, "calibration": calibration, "legend": _legend_maker()}
+    paths = weight_paths(results.models)
     galleries = [found for table in results.datasets if (found := gallery(table, results.models))]
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -71,10 +73,11 @@ def render_page(results: Results, title: str) -> str:
         trade_offs=[
             _Plot(
                 f"{table.info.title}, ε = {table.budgets[table.reference].eps}",
-                trade_off(table, table.reference, prefix=f"trade-{index}"),
+                trade_off(table, table.reference, prefix=f"trade-{index}", paths=paths),
             )
             for index, table in enumerate(results.datasets)
         ],
+        joined=bool(paths),
         reliability=[
             plot for index, table in enumerate(results.datasets) for plot in _reliability(index, table, results)
         ],

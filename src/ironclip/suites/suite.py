@@ -2,15 +2,17 @@
 
 A suite fixes samples (source, labels kept, count, sha256 of the shards or fingerprint of the whole), class names,
 templates and metrics; its hash covers all of them and nothing else, so titles and notes may be mended. Anything that
-moves a score raises `version`. A class list lies in `classes/`, a file of its own with the sha256 of its names.
+moves a score raises `version`. A class list lies in `classes/`, a file of its own with the sha256 of its names; where
+none can be shipped, `classes: data` takes the names that come with the data, so many as `class_count` says.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -50,6 +52,7 @@ class EntrySpec(pydantic.BaseModel):
     source: str
     headline: bool = False
     classes: str
+    class_count: pydantic.PositiveInt | None = None
     keep_labels: str | None = None
     names: Literal["all", "kept"] = "all"
     templates: tuple[str, ...]
@@ -59,6 +62,7 @@ class EntrySpec(pydantic.BaseModel):
     fingerprint: str | None = None
     coding: str = ""
     note: str = ""
+    fetch: str = ""
 
 
 class _SuiteFile(pydantic.BaseModel):
@@ -112,7 +116,7 @@ class SuiteEntry:
         spec: The entry as written.
         data_root: What `{data}` in its source stands for.
         kept: The labels that are kept, or None for all.
-        class_names: The words of the task.
+        class_names: The words of the task; empty where they come with the data.
     """
 
     suite: str
@@ -138,9 +142,9 @@ class SuiteEntry:
 
     def content(self) -> dict[str, Any]:
         """Return everything of the entry that decides a score."""
-        prose = {"title", "classes", "keep_labels", "coding", "note"}
-        # Without a fingerprint the hash is that of the versions which knew none.
-        absent = {"fingerprint"} if self.spec.fingerprint is None else set()
+        prose = {"title", "classes", "keep_labels", "coding", "note", "fetch"}
+        # Without them the hash is that of the versions which knew none.
+        absent = {name for name in ("fingerprint", "class_count") if getattr(self.spec, name) is None}
         written = self.spec.model_dump(mode="json", exclude=prose | absent)
         return written | {"kept": self.kept, "class_names": self.class_names}
 
@@ -158,11 +162,14 @@ class SuiteEntry:
             stored = open_dataset(self.source, strict=strict)
             self._check_shards(stored)
             self._check_fingerprint(stored)
-            dataset = self._select(stored)
-            check_class_names(self.class_names, dataset.labels or ())
+            named = self if self.class_names else replace(self, class_names=self._names_of(stored))
+            dataset = named._select(stored)
+            check_class_names(named.class_names, dataset.labels or ())
             self._check_count(dataset)
         except DataError as error:
             place = f" The suite looks for its data under {self.data_root}." if "{data}" in self.spec.source else ""
+            if self.spec.fetch:
+                place += f" To fetch them: {self.spec.fetch.replace('{data}', str(self.data_root))}"
             raise DataError(
                 f'suite "{self.suite}", data set "{self.name}": {error.problem}', f"{error.remedy}{place}"
             ) from error
@@ -171,13 +178,24 @@ class SuiteEntry:
             name=spec.name,
             title=spec.title,
             dataset=dataset,
-            class_names=self.class_names,
+            class_names=named.class_names,
             templates=spec.templates,
             metrics=spec.metrics,
             headline=spec.headline,
             coding=spec.coding,
             note=spec.note,
         )
+
+    def _names_of(self, stored: StoredDataset) -> tuple[str, ...]:
+        """Return the class names that come with the data; underscores and slashes, which are no words, as spaces."""
+        if stored.class_names is None:
+            raise DataError(f"{stored.source} brings no class names.", "Put them beside the data, one a line.")
+        if len(stored.class_names) != self.spec.class_count:
+            raise DataError(
+                f"{len(stored.class_names)} class names come with the data, expected {self.spec.class_count}.",
+                "Check that the data are complete and no others.",
+            )
+        return tuple(" ".join(re.split(r"[_/\s]+", name)).strip() for name in stored.class_names)
 
     def _select(self, stored: StoredDataset) -> Subset:
         if stored.labels is None:
@@ -297,6 +315,14 @@ def load_suite(name_or_path: str | Path, data_root: str | Path) -> Suite:
 
 def _resolve(entry: EntrySpec, suite: str, path: Path, data_root: Path) -> SuiteEntry:
     """Look up the class list and the labels that are kept, and try the templates."""
+    if entry.classes == "data":
+        if entry.class_count is None or entry.keep_labels is not None:
+            raise ConfigError(
+                f"{entry.name}: classes: data wants class_count, and cannot have keep_labels.",
+                "Say how many classes there are, or name a class list.",
+            )
+        fill_templates("class", entry.templates)
+        return SuiteEntry(suite, entry, data_root, None, ())
     classes = _read_classes(_find(entry.classes, "class list", _HERE / "classes", path.parent))
     kept = None
     if entry.keep_labels is not None:

@@ -1,0 +1,1 @@
+"""Natural corruptions of images: noise, blur, weather, and what digital processing does."""
