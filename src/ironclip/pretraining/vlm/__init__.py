@@ -1,0 +1,1 @@
+"""The training of tiny-vlm: what it reads, its recipe, its loop."""
