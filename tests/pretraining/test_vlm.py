@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from ironclip.errors import ConfigError, DataError, ResumeError
 from ironclip.models.sources import load_model, save_model
 from ironclip.models.tiny_vlm import WEIGHTS, Vocabulary, load_tiny_vlm
 from ironclip.pretraining.vlm.lessons import CAPTION_PROMPT, Material, draw, read_material
-from ironclip.pretraining.vlm.recipe import EXAMPLE, SourceSection, VlmRecipe, load_vlm_recipe
+from ironclip.pretraining.vlm.recipe import SourceSection, VlmRecipe, load_vlm_recipe
 from ironclip.pretraining.vlm.train import RESULT, train_vlm
+
+TINY_VLM = Path(__file__).parents[2] / "recipes" / "vlm" / "tiny-vlm.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,7 @@ def test_data_that_do_not_fit_are_refused(data_root):
 
 
 def test_the_bundled_recipe_is_one():
-    recipe = load_vlm_recipe(EXAMPLE)
+    recipe = load_vlm_recipe(TINY_VLM)
     assert recipe.optimisation().batch_size == 96
     assert recipe.tower == "tiny"
 
@@ -149,4 +152,4 @@ def test_the_bundled_recipe_is_one():
 )
 def test_what_a_recipe_may_not_say(override, words):
     with pytest.raises(ConfigError, match=words):
-        load_vlm_recipe(EXAMPLE, [override])
+        load_vlm_recipe(TINY_VLM, [override])

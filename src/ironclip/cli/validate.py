@@ -27,8 +27,12 @@ def validate_command(
     from ironclip.training.recipe_file import read_recipe_file
 
     path, changes = recipe_path(recipe), overrides or []
-    if path.is_file() and "architecture" in read_recipe_file(path, changes):
+    content = read_recipe_file(path, changes) if path.is_file() else {}
+    if "architecture" in content:
         _pretraining(path, changes, json)
+        return
+    if "tower" in content:
+        _vision_language(path, changes, json)
         return
     checked = load_recipe(path, changes)
     if json:
@@ -46,7 +50,7 @@ def validate_command(
 
 
 def _pretraining(path: Path, changes: list[str], json: bool) -> None:
-    """Check a recipe of `ironclip pretrain`, which alone has an architecture."""
+    """Check a recipe of a small CLIP, which alone has an architecture."""
     from ironclip.pretraining.recipe import load_pretrain_recipe
 
     checked = load_pretrain_recipe(path, changes)
@@ -59,3 +63,17 @@ def _pretraining(path: Path, changes: list[str], json: bool) -> None:
     say(f"  words         {checked.language.distillation.steps} steps to {checked.language.targets}")
     say(f"  images        {images.steps} steps of {batch}, {images.optimiser}, lr {images.lr}")
     say(f"  data          {', '.join(source.source for source in images.sources.values())}")
+
+
+def _vision_language(path: Path, changes: list[str], json: bool) -> None:
+    """Check a recipe of a small vision-language model, which alone stands on a tower."""
+    from ironclip.pretraining.vlm.recipe import load_vlm_recipe
+
+    checked = load_vlm_recipe(path, changes)
+    if json:
+        say_json(checked.model_dump(mode="json"))
+        return
+    say(f"{path} is a recipe of a vision-language model: {checked.title or path.stem}")
+    say(f"  tower         {checked.tower}, {checked.decoder}")
+    say(f"  optimisation  {checked.steps} steps of {checked.optimisation().batch_size}, lr {checked.lr}")
+    say(f"  data          {', '.join(source.source for source in checked.sources.values())}")

@@ -59,7 +59,13 @@ class Batch:
 
 
 def read_material(
-    name: str, settings: SourceSection, *, data_root: str, resolution: int, unreadable: dict[str, str]
+    name: str,
+    settings: SourceSection,
+    *,
+    data_root: str,
+    resolution: int,
+    unreadable: dict[str, str],
+    strict: bool = False,
 ) -> tuple[Material, str]:
     """Decode a source.
 
@@ -69,6 +75,7 @@ def read_material(
         data_root: What `{data}` stands for.
         resolution: Side that every image has to have.
         unreadable: Receives key and reason of each image that cannot be read.
+        strict: An unreadable image is fatal.
 
     Returns:
         The material, and the fingerprint of the data.
@@ -77,9 +84,9 @@ def read_material(
         ConfigError: Fewer images than a batch takes.
         DataError: The data are missing, of another size, or without captions.
     """
-    data = open_dataset(settings.source.replace("{data}", data_root))
+    data = open_dataset(settings.source.replace("{data}", data_root), strict=strict)
     keys, pixels, captions = [], [], []
-    for batch in read_batches(data, range(len(data)), _READ_AT_ONCE, strict=False, unreadable=unreadable):
+    for batch in read_batches(data, range(len(data)), _READ_AT_ONCE, strict=strict, unreadable=unreadable):
         for sample in batch:
             if sample.pixels.shape[-2:] != (resolution, resolution):
                 height, width = sample.pixels.shape[-2:]

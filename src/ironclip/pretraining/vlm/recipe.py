@@ -1,4 +1,4 @@
-"""Recipes of a small vision-language model: what `tiny-vlm.yaml`, beside this file, and its like may say."""
+"""Recipes of a small vision-language model: what `recipes/vlm/*.yaml` may say."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ironclip.registry import explain
 from ironclip.training.recipe import Count, OptimisationSection
 from ironclip.training.recipe_file import known_keys, read_recipe_file
 
-EXAMPLE = Path(__file__).with_name("tiny-vlm.yaml")
+EXAMPLE = "recipes/vlm/tiny-vlm.yaml"
 """The recipe of the model that comes with IronCLIP."""
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -48,6 +48,7 @@ def train_vlm(
     *,
     device: str = "cpu",
     data_root: str = "data",
+    strict: bool = False,
     command: Sequence[str] = (),
     progress: Callable[[VlmProgress], None] | None = None,
 ) -> Path:
@@ -58,6 +59,7 @@ def train_vlm(
         out: The run folder: run.json, log.jsonl, checkpoint.safetensors, and at the end model/ and result.json.
         device: "cpu", "cuda", "cuda:1".
         data_root: What `{data}` in the recipe stands for.
+        strict: An unreadable image is fatal, not only counted.
         command: What the user typed, for the record.
         progress: Called after each step.
 
@@ -73,7 +75,14 @@ def train_vlm(
     clip = load_model(recipe.tower, device=device)
     unreadable: dict[str, str] = {}
     read = [
-        read_material(name, section, data_root=data_root, resolution=clip.input_resolution, unreadable=unreadable)
+        read_material(
+            name,
+            section,
+            data_root=data_root,
+            resolution=clip.input_resolution,
+            unreadable=unreadable,
+            strict=strict,
+        )
         for name, section in recipe.sources.items()
     ]
     materials = [material for material, _ in read]
