@@ -189,7 +189,7 @@ def test_the_page_shows_what_it_must_and_loads_nothing(done: Path, model: str) -
     assert "<script" not in page
     # Two data sets, three images each: the image, and for each of three models the change and the attacked image.
     assert sum(value.startswith("data:") for value in parsed.found) == 2 * 3 * (1 + 3 * 2)
-    for words in ("changes magnified 32\N{MULTIPLICATION SIGN}", "clean: <b>", "attacked: <b>", "How fast robustness"):
+    for words in ("changes magnified 64\N{MULTIPLICATION SIGN}", "clean: <b>", "attacked: <b>", "How fast robustness"):
         assert words in page.replace("\n", "")
     assert parsed.tags.count("svg") >= 2
     assert f"{model}, before and after tecoa and fare" in page

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import ironclip.quickstart
-from ironclip.quickstart import Plan
+from ironclip.quickstart import PLAN, Plan
 
 
 @pytest.fixture
@@ -33,12 +33,12 @@ def test_it_says_what_it_does_and_ends_with_a_table(ironclip, model_folder, tmp_
     lines = result.out.strip().splitlines()
     header, rule, original, tecoa = lines[:4]
     assert header.split("  ")[0] == "images"
-    assert "right under attack, 4/255" in header
+    assert f"right under attack, {PLAN.eps[1]}" in header
     assert set(rule) == {"-", " "}
     assert original.split()[:2] == ["Digits", "original"]
     assert tecoa.split()[0] == "tecoa"
     assert original.count("%") == tecoa.count("%") == 2
-    assert "8 images a set, 95 % intervals. Attack: PGD-1, Linf 4/255, native 32x32, white-box." in result.out
+    assert f"8 images a set, 95 % intervals. Attack: PGD-1, Linf {PLAN.eps[1]}, native 32x32, white-box." in result.out
     assert "Tuned on bundled:digits?split=train; on none of the images in the table." in result.out
     assert "quickstart/report.html" in result.out
     assert (tmp_path / "quickstart" / "report.html").is_file()

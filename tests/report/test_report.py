@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.special import softmax
 
 from ironclip.errors import ConfigError, DataError
+from ironclip.evaluation.diagnostics import Diagnosis
 from ironclip.evaluation.intervals import mean_per_class_interval, paired_difference, wilson
 from ironclip.evaluation.records import AttackInfo, SuiteInfo, gallery_ids
 from ironclip.evaluation.store import RunStore
@@ -41,6 +42,32 @@ def answers(run: Path, eps: str, *, clean: bool = False) -> dict[str, bool]:
 @pytest.fixture
 def two_runs(make_run) -> list[Path]:
     return [make_run("original", ORIGINAL), make_run("tecoa", TECOA)]
+
+
+# Verdicts
+
+
+def test_the_page_says_whether_anybody_looked_for_hidden_gradients(two_runs):
+    def explained():
+        return prose.verdict_explained(load_results(two_runs))
+
+    def diagnose(run, eps, *verdict):
+        store = RunStore.open(run)
+        unit = next(name for name in store.units() if store.record(name).threat.eps == eps)
+        store.write_diagnosis(unit, Diagnosis(profile="light", samples=64, checks=(), verdict=verdict))
+
+    assert explained().endswith("was not checked.")
+    diagnose(two_runs[0], "1/255", "trusted(light)")
+    assert "looked for in 1 of 4 rows by light checks, and none was found" in explained()
+    for run, eps in ((two_runs[0], "2/255"), (two_runs[1], "1/255"), (two_runs[1], "2/255")):
+        diagnose(run, eps, "trusted")
+    assert "looked for in every row by light checks, and none was found" in explained()
+    diagnose(two_runs[0], "1/255", "trusted")
+    assert "looked for in every row, and none was found" in explained()
+    diagnose(two_runs[1], "2/255", "fd_cosine", "randomised")
+    assert explained().endswith(
+        "in every row, and these are not to be believed: tecoa on cifar10, PGD-20, linf 2/255 (fd_cosine, randomised)."
+    )
 
 
 # Tables

@@ -33,8 +33,8 @@ def test_d04_every_precision_trains_on_attacked_images(trainer, monkeypatch):
 
     assert whole() == [True, True]
 
-    def without_an_attack_in_low_precision(self, batch, scope):
-        return batch.pixels if self.precision is torch.bfloat16 else ATTACKED(self, batch, scope)
+    def without_an_attack_in_low_precision(self, batch, inner, scope):
+        return batch.pixels if self.precision is torch.bfloat16 else ATTACKED(self, batch, inner, scope)
 
     monkeypatch.setattr(Trainer, "_attacked", without_an_attack_in_low_precision)
     assert whole() == [True, False]

@@ -64,6 +64,7 @@ class EvaluationRequest:
         shard: (i, n): the samples whose hash of the key is i modulo n; `ironclip merge` joins the parts.
         strict: An unreadable sample is fatal, not only counted.
         save: Which images are stored: those of the report's "gallery", "all", or "none".
+        verdicts: Give each row its light verdict, which costs some seconds a row.
         compact: Drop broken rows from tiles; without influence on results.
         fast: Use the fast path.
         command: What the user typed, for the record.
@@ -85,6 +86,7 @@ class EvaluationRequest:
     shard: tuple[int, int] = (0, 1)
     strict: bool = False
     save: Literal["gallery", "all", "none"] = "gallery"
+    verdicts: bool = True
     compact: bool = True
     fast: bool = True
     command: tuple[str, ...] = ()
@@ -306,7 +308,7 @@ def evaluate_suite(
             _evaluate_unit(unit, store, progress)
     for unit in units:
         name = unit.record.unit_id
-        if store.diagnosis(name) is None and store.done_ids(name):
+        if request.verdicts and store.diagnosis(name) is None and store.done_ids(name):
             unit.diagnose(store)
     store.write_aggregates()
     return store

@@ -17,7 +17,7 @@ def render_markdown(results: Results, title: str) -> str:
         f"# {_text(title)}",
         f"`{prose.caption(results)}`",
         " ".join(_text(sentence) for sentence in prose.what_was_done(results)),
-        f"**{_text(prose.verdict(results))}** {prose.VERDICT_EXPLAINED}",
+        f"**{_text(prose.verdict(results))}** {prose.verdict_explained(results)}",
         "\n".join(f"- {_text(sentence)}" for sentence in prose.findings(results)),
         "## Results",
         *(block for table in results.datasets for block in _dataset(table, results)),

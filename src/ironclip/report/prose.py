@@ -55,11 +55,28 @@ def verdict(results: Results) -> str:
     return f"This table is an upper bound on robustness: {number} ({', '.join(results.attacks)}) {be} run."
 
 
-VERDICT_EXPLAINED = (
-    "An image counts as robust if these attempts did not break it, which does not prove that nothing can; a stronger "
-    "attack may lower every figure under attack, and none can raise one. Whether a model merely hides its gradients "
-    "from the attack was not checked."
-)
+def verdict_explained(results: Results) -> str:
+    """Return what that means, and whether anybody looked for a model that only hides from the attack."""
+    return (
+        "An image counts as robust if these attempts did not break it, which does not prove that nothing can; a "
+        f"stronger attack may lower every figure under attack, and none can raise one. {_masks(results)}"
+    )
+
+
+def _masks(results: Results) -> str:
+    looked = [row for row in results.verdicts if row.verdict]
+    if not looked:
+        return "Whether a model merely hides its gradients from the attack was not checked."
+    where = "every row" if len(looked) == len(results.verdicts) else f"{len(looked)} of {len(results.verdicts)} rows"
+    light = any(row.verdict == ("trusted(light)",) for row in looked)
+    search = f"Signs that a model merely hides its gradients from the attack were looked for in {where}"
+    suspect = [row for row in looked if row.verdict not in (("trusted",), ("trusted(light)",))]
+    if not suspect:
+        return f"{search}{' by light checks' if light else ''}, and none was found."
+    named = [f"{row.row} ({', '.join(row.verdict)})" for row in suspect[:_NAMED]]
+    more = f" and {len(suspect) - _NAMED} more" if len(suspect) > _NAMED else ""
+    return f"{search}, and these are not to be believed: {'; '.join(named)}{more}."
+
 
 _NAMED = 5  # unreadable images that a note names
 

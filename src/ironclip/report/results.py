@@ -121,14 +121,28 @@ class DatasetTable:
 
 
 @dataclass(frozen=True)
+class RowVerdict:
+    """Whether a row's attack can be believed.
+
+    Attributes:
+        row: Model, data set, attack and radius, for people.
+        verdict: Of the row's diagnosis (`evaluation.diagnostics`); empty where nobody has looked.
+    """
+
+    row: str
+    verdict: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Results:
-    """Everything that a report says in numbers; `costs` has one entry a model."""
+    """Everything that a report says in numbers; `costs` has one entry a model, `verdicts` one a model and unit."""
 
     models: tuple[Model, ...]
     datasets: tuple[DatasetTable, ...]
     costs: tuple[Totals, ...]
     suite: SuiteInfo | None
     notes: tuple[str, ...]
+    verdicts: tuple[RowVerdict, ...] = ()
 
     @property
     def attacks(self) -> list[str]:

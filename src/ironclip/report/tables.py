@@ -25,7 +25,7 @@ from ironclip.evaluation.records import (
 from ironclip.evaluation.store import RunStore
 from ironclip.evaluation.unit_calibration import UnitCalibration
 from ironclip.report.calibration import hardest
-from ironclip.report.results import Budget, Cell, Comparison, DatasetTable, Model, Results
+from ironclip.report.results import Budget, Cell, Comparison, DatasetTable, Model, Results, RowVerdict
 
 Verdicts = dict[str, bool]
 
@@ -77,7 +77,21 @@ def load_results(runs: Sequence[Path]) -> Results:
         if members:
             tables.append(_dataset_table(name, info, members, models))
     costs = tuple(_cost(unit.totals for unit in units if unit.model == index) for index in range(len(models)))
-    return Results(tuple(models), _with_holm(tables), costs, stores[0].run.suite, _disagreements(units, models))
+    return Results(
+        models=tuple(models),
+        datasets=_with_holm(tables),
+        costs=costs,
+        suite=stores[0].run.suite,
+        notes=_disagreements(units, models),
+        verdicts=tuple(_row_verdict(unit, models) for unit in units),
+    )
+
+
+def _row_verdict(unit: _Unit, models: Sequence[Model]) -> RowVerdict:
+    found, record = unit.store.diagnosis(unit.name), unit.record
+    title = unit.store.run.datasets[record.dataset].title
+    row = f"{models[unit.model].name} on {title}, {record.attack.label}, {record.threat.norm} {record.threat.eps}"
+    return RowVerdict(row, () if found is None else found.verdict)
 
 
 def _models(stores: Sequence[RunStore]) -> list[Model]:
