@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import open_clip
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from acceptance.claims import Claim, Context, Figure, at_most, item
+from acceptance.claims import CannotRunError, Claim, Context, Figure, at_most, item
 from acceptance.tiny_model import FOLDER, MODEL, SHIPPED
 from ironclip.data.bundled import digits
 from ironclip.data.order import limit
 from ironclip.data.sources import open_dataset
+from ironclip.models.export import export_model
 from ironclip.models.sources import load_model
 from ironclip.models.zero_shot import ZeroShotClassifier
 
@@ -30,7 +34,7 @@ TEMPLATE = digits.TEMPLATES[0]
         ),
         Claim("transformers", "… transformers too, from the export", at_most(1e-4)),
     ],
-    modules=["ironclip.models.sources", "ironclip.models.zero_shot", "ironclip.data.sources"],
+    modules=["ironclip.models.sources", "ironclip.models.zero_shot", "ironclip.data.sources", "ironclip.models.export"],
     files=SHIPPED,
 )
 def stock(context: Context) -> Iterator[Figure]:
@@ -55,4 +59,23 @@ def stock(context: Context) -> Iterator[Figure]:
         f"{max(gaps.values()):.1e} ({len(pixels)} digits; fast path {gaps[True]:.1e}, off {gaps[False]:.1e}; {scale})"
     )
     yield Figure("open_clip", max(gaps.values()), shown)
-    yield Figure("transformers", None, "there is no export to transformers yet")
+    expected = _of_transformers([to_pil_image(image) for image in pixels], prompts)
+    with torch.no_grad():
+        gap = float((classifier.logits(pixels) - expected).abs().max())
+    yield Figure("transformers", gap, f"{gap:.1e} ({len(pixels)} digits)")
+
+
+def _of_transformers(images: list[Image.Image], prompts: list[str]) -> torch.Tensor:
+    """Return the logits `[B, C]` that stock transformers gives, preprocessing and tokenizer included."""
+    try:
+        import transformers
+    except ImportError:
+        raise CannotRunError("transformers is not installed: pip install -e '.[hf]'") from None
+    with TemporaryDirectory() as folder:
+        place = export_model(load_model(MODEL), Path(folder) / "exported", "transformers")
+        clip = transformers.CLIPModel.from_pretrained(place).eval()
+        processor = transformers.CLIPProcessor.from_pretrained(place)
+    inputs = processor(text=prompts, images=images, return_tensors="pt", padding="max_length")
+    with torch.no_grad():
+        logits: torch.Tensor = clip(**inputs).logits_per_image
+    return logits
