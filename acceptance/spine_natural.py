@@ -115,6 +115,7 @@ def _evaluate(name: str, source: str, out: Path) -> RunStore:
                 out=out,
                 limit=IMAGES,
                 search_dtype="bfloat16",
+                verdicts=False,  # the spine asks for accuracies; `ironclip diagnose` looks at what is stored
                 command=("acceptance", "natural_table", name),
             )
         )
