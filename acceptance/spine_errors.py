@@ -163,7 +163,7 @@ MISTAKES = {
     "method": Mistake(
         "unknown method",
         lambda folder: _with_recipe(folder, method={"name": "tecao"}),
-        'unknown method "tecao". Did you mean "tecoa"?',
+        'unknown method "tecao". Did you mean "tecoa"',
         "ironclip validate",
     ),
     "attack": Mistake(
