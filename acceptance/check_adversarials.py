@@ -8,7 +8,8 @@ words beside the shards, and prints one JSON line of counts:
 RUN is a run folder of `ironclip eval --save all`, UNIT one of its units, DIR the folder of the shards, with classes.txt
 and templates.json. What has to hold of every saved image: it lies in [0, 1], and within eps (1 + 1e-5) + 1e-7 of the
 original in float64. What has to hold of every image that the run calls broken: the original is given its label, and the
-adversarial image another.
+adversarial image another. Then each is written as a PNG and read again, which rounds it to 8 bits: how many are given
+their label after that, and how many lie farther than eps.
 """
 
 from __future__ import annotations
@@ -102,6 +103,17 @@ class Stock:
         return np.concatenate(found)
 
 
+def through_png(pixels: np.ndarray) -> np.ndarray:
+    """Write images `[N, 3, H, W]` as PNG files and read them again, float32 in [0, 1]."""
+    found = []
+    for image in pixels:
+        levels = np.rint(255 * image.astype(np.float64).transpose(1, 2, 0)).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(levels).save(file, "PNG")
+        found.append(np.asarray(Image.open(io.BytesIO(file.getvalue()))).transpose(2, 0, 1).astype(np.float32) / 255)
+    return np.stack(found)
+
+
 def check(run: Path, unit: str, shards: Path, split: str, model: Path) -> dict[str, Any]:
     """Return what was checked and how often something did not hold."""
     threat = json.loads((run / "run.json").read_text())["units"][unit]["threat"]["record"]
@@ -120,6 +132,8 @@ def check(run: Path, unit: str, shards: Path, split: str, model: Path) -> dict[s
     words = (shards / "classes.txt").read_text().split("\n")
     classifier = Stock(model, [word for word in words if word], json.loads((shards / "templates.json").read_text()))
     before, after = classifier.predict(exact.astype(np.float32)), classifier.predict(adversarial)
+    reread = through_png(np.nan_to_num(adversarial))
+    reread_distance = np.abs(reread.astype(np.float64) - exact).reshape(len(keys), -1).max(axis=1)
     return {
         "eps": threat["eps"],
         "images": len(keys),
@@ -130,6 +144,8 @@ def check(run: Path, unit: str, shards: Path, split: str, model: Path) -> dict[s
         "other_label": int(sum(flags[key]["y"] != originals[key][1] for key in keys)),
         "original_not_right": int((attacked & (before != label)).sum()),
         "not_flipped": int((attacked & (after == label)).sum()),
+        "not_flipped_as_png": int((attacked & (classifier.predict(reread) == label)).sum()),
+        "outside_ball_as_png": int((attacked & ~(reread_distance <= limit)).sum()),
     }
 
 

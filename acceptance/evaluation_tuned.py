@@ -1,22 +1,22 @@
-"""What a tuned model shows: how much compaction spares, and whether a headline row stands up to more attacks."""
+"""What compaction spares on a tuned model, and how one is opened."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from acceptance.claims import SHARED, Bound, CannotRunError, Claim, Context, Figure, at_least, at_most, item
+from acceptance.claims import SHARED, Bound, CannotRunError, Claim, Context, Figure, at_most, item
 from acceptance.methods_natural import TRAINED, tuned
-from ironclip.attacks.apgd import APGD, TargetedAPGD
 from ironclip.attacks.autoattack import attack_list
 from ironclip.attacks.base import Attack
 from ironclip.attacks.driver import DriverSettings, run_attack
 from ironclip.attacks.objectives import Misclassify
-from ironclip.attacks.sequence import Member, SequenceOutcome, run_sequence
+from ironclip.attacks.pgd import PGD
+from ironclip.attacks.sequence import Member, run_sequence
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.data.order import limit
 from ironclip.models.sources import load_classifier
@@ -24,6 +24,10 @@ from ironclip.models.zero_shot import Classifier
 from ironclip.suites.suite import load_suite
 
 METHOD = "tecoa"
+IMAGES = 100
+RADII = tuple(f"{quarters}/1020" for quarters in range(2, 25, 2))
+PGD_LEAVES = 0.27
+SEARCH = torch.bfloat16
 EPS = ThreatModel(norm="linf", eps="2/255")
 FILES = ["../shared/data/cifar10/test-*.tar.gz"]
 MODULES = ["ironclip.attacks.autoattack", "ironclip.attacks.sequence", "ironclip.attacks.apgd"]
@@ -42,14 +46,18 @@ class Attacked:
     def objective(self, attack: Attack) -> Misclassify:
         return Misclassify(self.classifier, self.labels, loss=attack.loss)
 
-    def under(self, members: Sequence[Member], *, seed: int = 0, compact: bool = True) -> SequenceOutcome:
-        """Run attacks in their order."""
-        settings = DriverSettings(compact=compact)
-        return run_sequence(members, self.objective, self.pixels, self.keys, self.threat, seed=seed, settings=settings)
+    def standing(self, members: Sequence[Member], *, seed: int, search: torch.dtype = torch.float32) -> Tensor:
+        """Run attacks in their order and return which images stand, `[N]` bool."""
+        settings = DriverSettings(search_dtype=search)
+        outcome = run_sequence(
+            members, self.objective, self.pixels, self.keys, self.threat, seed=seed, settings=settings
+        )
+        return ~outcome.broken
 
-    def standing(self, members: Sequence[Member], *, seed: int) -> Tensor:
-        """Return which images stand, `[N]` bool."""
-        return ~self.under(members, seed=seed).broken
+    def take(self, rows: Tensor) -> Attacked:
+        """Return some of the images."""
+        keys = tuple(self.keys[row] for row in rows.tolist())
+        return replace(self, pixels=self.pixels[rows], labels=self.labels[rows], keys=keys)
 
 
 def run_folder() -> Path:
@@ -100,20 +108,22 @@ def open_tuned(count: int) -> Attacked:
 def compaction(context: Context) -> Iterator[Figure]:
     """The other two counts follow: an attack that does not stop costs every sample what it costs a survivor."""
     if context.short:
-        raise CannotRunError("needs a tuned model and an hour")
-    attacked = open_tuned(200)
+        raise CannotRunError("needs a tuned model and ten minutes")
+    attacked = _at_a_share(open_tuned(IMAGES))
     members = attack_list("standard").members
     rows, spent = torch.arange(len(attacked.labels)), 0
     everywhere = between = 0
     standing = rows
     for member in members:
+        few = attacked.take(standing)
         outcome = run_attack(
             member.attack,
-            attacked.objective(member.attack).take(standing),
-            attacked.pixels[standing],
-            [attacked.keys[row] for row in standing.tolist()],
-            EPS,
+            few.objective(member.attack),
+            few.pixels,
+            few.keys,
+            few.threat,
             seed=0,
+            settings=DriverSettings(search_dtype=SEARCH),
         )
         spent += int(outcome.forwards.sum())
         survivors = ~outcome.broken
@@ -122,45 +132,20 @@ def compaction(context: Context) -> Iterator[Figure]:
         whole = int(outcome.forwards[survivors].max())
         everywhere, between = everywhere + whole * len(rows), between + whole * len(standing)
         standing = standing[survivors]
-    yield Figure("share", 100 * len(standing) / len(rows), f"{len(standing)} of {len(rows)} at {EPS.eps}")
+    yield Figure("share", 100 * len(standing) / len(rows), f"{len(standing)} of {len(rows)} at {attacked.threat.eps}")
     yield Figure("forwards", 100 * spent / everywhere, f"{spent:,} of {everywhere:,}: {100 * spent / everywhere:.1f} %")
     yield Figure("between", 100 * spent / between, f"{spent:,} of {between:,}: {100 * spent / between:.1f} %")
 
 
-HARDER = {
-    "pair, seeds 0 to 4": tuple(member for member in attack_list("pair").members),
-    "APGD-1000, margin, all targets": (Member("APGD-T", TargetedAPGD(steps=1000, targets=999, loss="margin")),),
-    "APGD-1000, margin": (Member("APGD", APGD(steps=1000, loss="margin")),),
-}
+def _at_a_share(attacked: Attacked) -> Attacked:
+    """Choose the smallest radius at which PGD-20 leaves no more than what is asked for; the list leaves a little less.
 
-
-@item(
-    "escalation",
-    claims=[
-        Claim("ids", "fixed images behind the headline row of a tuned model", at_least(200)),
-        Claim(
-            "lost", "points that the row loses to harder attacks (more than 1 takes `trusted`)", at_most(1, "points")
-        ),
-    ],
-    modules=MODULES,
-    files=FILES,
-)
-def escalation(context: Context) -> Iterator[Figure]:
-    """Evaluation plan 8, point 12, without the peers, which `peers_tuned` compares, and without transfer."""
-    if context.short:
-        raise CannotRunError("needs a tuned model and an hour")
-    attacked = open_tuned(200)
-    yield Figure("ids", len(attacked.labels))
-    before = attacked.standing(attack_list("standard").members, seed=0)
-    left, shown = before.clone(), []
-    for name, members in HARDER.items():
-        seeds = range(5) if "seeds" in name else range(1)
-        for seed in seeds:
-            rows = torch.where(left)[0]
-            if len(rows):
-                keys = tuple(attacked.keys[row] for row in rows.tolist())
-                few = Attacked(attacked.classifier, attacked.pixels[rows], attacked.labels[rows], keys, EPS)
-                left[rows] = few.standing(members, seed=seed + 1)
-        shown.append(f"{name} {int(left.sum())}")
-    lost = 100 * (int(before.sum()) - int(left.sum())) / len(before)
-    yield Figure("lost", lost, f"{lost:.1f} points; standing {int(before.sum())}, after {', '.join(shown)}")
+    Raises:
+        CannotRunError: It leaves more at all of them.
+    """
+    for eps in RADII:
+        game = replace(attacked, threat=ThreatModel(norm="linf", eps=eps))
+        left = game.standing([Member("PGD", PGD(steps=20, loss="margin"))], seed=0, search=SEARCH)
+        if left.double().mean() <= PGD_LEAVES:
+            return game
+    raise CannotRunError(f"PGD-20 leaves more than {PGD_LEAVES:.0%} at all of {', '.join(RADII)}")

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,12 +56,15 @@ class StockModel:
         return scores
 
 
-def write_weights(folder: Path) -> None:
-    """Write random weights with open_clip alone, in its folder layout; every bias and gain away from 0 and 1."""
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that the weights are random
-    with torch.random.fork_rng(devices=[]):
+def write_weights(folder: Path, config: dict[str, Any] | None = None) -> None:
+    """Write random weights with open_clip alone, in its folder layout; every bias and gain away from 0 and 1.
+
+    Of ViT-B/32, unless open_clip's configuration of another CLIP is given.
+    """
+    config = config or open_clip.get_model_config(NAME)
+    with torch.random.fork_rng(devices=[]), _quiet():
         torch.manual_seed(0)
-        clip = open_clip.create_model(NAME)
+        clip = open_clip.CLIP(**config)
         with torch.no_grad():
             for parameter in clip.parameters():
                 if parameter.ndim == 1:
@@ -69,9 +73,22 @@ def write_weights(folder: Path) -> None:
     save_file(
         {name: value.contiguous() for name, value in clip.state_dict().items()}, folder / "open_clip_model.safetensors"
     )
-    preprocessing = {"size": 224, "mode": "RGB", "mean": MEAN, "std": STD, "interpolation": "bicubic"}
-    config = {"model_cfg": open_clip.get_model_config(NAME), "preprocess_cfg": preprocessing}
-    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    side = config["vision_cfg"]["image_size"]
+    preprocessing = {"size": side, "mode": "RGB", "mean": MEAN, "std": STD, "interpolation": "bicubic"}
+    whole = {"model_cfg": config, "preprocess_cfg": preprocessing}
+    (folder / "open_clip_config.json").write_text(json.dumps(whole))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep open_clip from warning that the weights are random."""
+    logger = logging.getLogger()
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def natural_like(count: int, side: int, seed: int) -> Tensor:

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ironclip.models.randomised import RandomisedClassifier
 from ironclip.models.zero_shot import PythonClassifier
+from ironclip.randomness import SampleRandom
 from made_up_images import natural_like
 
 SIDE, CLASSES, SAMPLES = 16, 4, 32
@@ -50,9 +52,39 @@ def probabilities(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda pixels: (1e4 * model(pixels)).softmax(dim=1)
 
 
+def codec(pixels: Tensor) -> Tensor:
+    """Leave the graph on the way to 8-bit levels."""
+    return torch.from_numpy((255 * pixels.detach().numpy()).round().astype("uint8")).float() / 255
+
+
 def decoded(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Leave the graph on the way to 8-bit levels, as a codec does."""
-    return lambda pixels: model(torch.from_numpy((255 * pixels.detach().numpy()).round().astype("uint8")).float() / 255)
+    """Answer behind a codec."""
+    return lambda pixels: model(codec(pixels))
+
+
+class Jittered(RandomisedClassifier):
+    """Add noise, shrink by a random amount, and pad with zeros at random."""
+
+    def __init__(self, model: nn.Module, noise: float = 0.1) -> None:
+        super().__init__()
+        self.model, self.noise = model, noise
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def drawn_logits(self, pixels: Tensor, random: SampleRandom) -> Tensor:
+        draws = random.uniform((3,), 0, 1, "place")
+        noisy = pixels + self.noise * random.normal(pixels.shape[1:], "noise")
+        pairs = zip(noisy, draws.tolist(), strict=True)
+        return self.model(torch.cat([self._placed(image, *draw) for image, draw in pairs]))
+
+    @staticmethod
+    def _placed(image: Tensor, size: float, across: float, down: float) -> Tensor:
+        side = SIDE - int(size * 4)
+        small = F.interpolate(image[None], (side, side), mode="bilinear", align_corners=False)
+        left, top = int(across * (SIDE - side + 1)), int(down * (SIDE - side + 1))
+        return F.pad(small, (left, SIDE - side - left, top, SIDE - side - top))
 
 
 def detached(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+EXTRAS = ("dev", "hf")  # the second through the first
 STAMP = "ironclip-complete"  # written last: a folder without it was interrupted
 
 
@@ -35,7 +36,8 @@ def key() -> str:
         (ROOT / "constraints.txt").read_text(),
         project["build-system"]["requires"],
         project["project"]["dependencies"],
-        project["project"]["optional-dependencies"],
+        # An extra that is not installed here may change without a new environment.
+        {extra: project["project"]["optional-dependencies"][extra] for extra in EXTRAS},
         platform.python_implementation(),
         platform.python_version(),
         platform.system(),

@@ -4,6 +4,8 @@
     python tools/tables.py --natural RUN ...     # first store the figures of these run folders, the reference first
     python tools/tables.py --quickstart FOLDER   # first store the figures of what `ironclip quickstart` left there
     python tools/tables.py --speed LINE.json     # first store what `python -m benchmarks.vision_speed` printed
+    python tools/tables.py --attack-speed LINES ...   # likewise, of `python -m benchmarks.attack_speed`
+    python tools/tables.py --training LINE.json ...   # likewise, of `python -m benchmarks.training_step`
     python tools/tables.py --tiny RUN            # first store what the pre-training of the bundled model came to
 
 The accuracies in its card are those of docs/acceptance/tiny.json.
@@ -191,6 +193,74 @@ def speed(line: dict[str, Any]) -> str:
     )
 
 
+def attack_speed(lines: Sequence[dict[str, Any]]) -> str:
+    """Return races of attacks as Markdown, a line a race."""
+    first = lines[0]
+    rows = []
+    for line in lines:
+        # Of a tuned model the folder alone: where it lies says nothing to others.
+        model = line["model"] if ":" in line["model"] else Path(line["model"]).name
+        passes = (f"{sum(pair):,}" for pair in zip(line["forwards"], line["backwards"], strict=True))
+        cells = (
+            f"{line['attack']}, {line['eps']}, {model}",
+            line["peer"],
+            f"{len(line['images'])} x {line['images'][0]}",
+            " / ".join(f"{seconds:.1f}" for seconds in line["seconds"]),
+            f"{line['ratio']:.2f}",
+            f"{line['ideal']:.2f}",
+            " / ".join(passes),
+            " / ".join(f"{count:,}" for count in line["standing"]),
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            f"{first['threads']} threads of {first['processor']}, torch {first['torch']}; ours / theirs:",
+            "",
+            "| attack, eps, model | against | laps x images | seconds a lap | times as fast | ideal | passes | stand |",
+            "|---|---|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def training_speed(lines: Sequence[dict[str, Any]]) -> str:
+    """Return the speed of training steps as Markdown: a line a method, baseline and class count."""
+    machine = lines[0]
+    steps = [step for line in lines for step in line["steps"]]
+    rows = []
+    for step in steps:
+        runs = f"{step['rounds']} and {step['baseline_rounds']}"
+        memory = f"{step['ours_memory'] / 1e9:.1f} of {step['theirs_memory'] / 1e9:.1f} GB"
+        shares = f"{100 * step['ours_share']:.0f} % and {100 * step['theirs_share']:.0f} %"
+        operations = f"{step['ours_operations'] / 1e12:.2f} and {step['theirs_operations'] / 1e12:.2f}"
+        classes = "-" if step["method"] == "fare" else step["classes"]
+        ours = f"{step['ours']:.2f} s, {step['ours_images_per_second']:.1f}/s"
+        theirs = f"{step['theirs']:.1f} s, {step['theirs_images_per_second']:.2f}/s"
+        rows.append(
+            f"| {step['method']}, {step['baseline']} | {classes} | {ours} | {theirs} | {step['ratio']:.1f} "
+            f"| {step['ideal']:.1f} | {memory} | {operations} | {shares} | {runs} |"
+        )
+    far = [
+        f"{line['steps'][0]['method']} with {line['extrapolated']['classes']:,} classes would take "
+        f"{line['extrapolated']['theirs']:.0f} s as published, {line['extrapolated']['ratio']:.0f} times as long as "
+        "ours: a line through the class counts above, extrapolated, not measured."
+        for line in lines
+        if "extrapolated" in line
+    ]
+    return "\n".join(
+        [
+            f"{steps[0]['model']}, batch {steps[0]['batch']}, {machine['threads']} threads of {machine['processor']}, "
+            f"torch {machine['torch']}:",
+            "",
+            "| step, against | classes | ours | theirs | ratio | ideal | peak memory | TFLOP counted, ours and theirs "
+            "| share of own peak | runs |",
+            "|---|---|---|---|---|---|---|---|---|---|",
+            *rows,
+            *(["", *far] if far else []),
+        ]
+    )
+
+
 def _share(interval: dict[str, float]) -> str:
     return f"{100 * interval['estimate']:.1f} [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
 
@@ -203,7 +273,13 @@ TABLES: dict[str, tuple[Path, Callable[[Any], str]]] = {
     "natural": (ROOT / "README.md", natural),
     "quickstart": (ROOT / "README.md", quickstart),
     "speed": (ROOT / "docs" / "performance.md", speed),
+    "training_speed": (ROOT / "docs" / "performance.md", training_speed),
+    "attack_speed": (ROOT / "docs" / "performance.md", attack_speed),
 }
+
+
+def _json_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 
 def _json(content: Any) -> str:
@@ -236,6 +312,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--natural", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--quickstart", type=Path, metavar="FOLDER")
     parser.add_argument("--speed", type=Path, metavar="LINE.json")
+    parser.add_argument("--attack-speed", nargs="+", type=Path, metavar="LINES")
+    parser.add_argument("--training", nargs="+", type=Path, metavar="LINE.json")
     parser.add_argument("--tiny", type=Path, metavar="RUN")
     options = parser.parse_args(arguments)
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -245,6 +323,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stored("quickstart").write_text(_json(collect_quickstart(options.quickstart)))
     if options.speed:
         stored("speed").write_text(_json(json.loads(options.speed.read_text())))
+    if options.attack_speed:
+        stored("attack_speed").write_text(_json([line for path in options.attack_speed for line in _json_lines(path)]))
+    if options.training:
+        stored("training_speed").write_text(_json([json.loads(path.read_text()) for path in options.training]))
     if options.tiny:
         stored("tiny-run").write_text(_json(collect_tiny(options.tiny)))
     for table, (page, _) in TABLES.items():

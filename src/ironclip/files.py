@@ -6,19 +6,66 @@ either the whole chunk or a temporary file that nobody reads. Source: evaluation
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ironclip.errors import ConfigError
+
 HASH_DIGITS = 8
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep a run folder for this process; makes it, and leaves no lock behind, however the process ends.
+
+    Two processes that write into one run would each undo what the other did.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        ConfigError: Another process holds it, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, not a run folder.", "Give another folder with --out.")
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"another process is writing into {folder}.",
+                "Wait until it is done, or give another folder with --out.",
+            ) from None
+        except OSError as error:  # some network file systems lock no folders
+            logger.warning("%s cannot be locked (%s): see that no other process writes into it.", folder, error)
+        yield
+    finally:
+        os.close(descriptor)
+        for place in made:  # a request that was refused leaves nothing
+            with suppress(OSError):
+                place.rmdir()
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
     """Put the content at `path`, whole or not at all, also across a power cut; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    return replace_durably(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        return replace_durably(temporary, path)
+    except OSError:  # a full disk gets back what it gave
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def replace_durably(temporary: Path, path: Path) -> Path:

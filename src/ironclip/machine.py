@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import shutil
 import sys
 import time
@@ -12,9 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 MATRIX_SHAPES = ((1024, 1024, 1024), (2048, 768, 768), (1600, 3072, 768), (4096, 768, 192))
 """Products (rows, columns, inner) whose best rate counts: a square, and those of CLIP's towers at 32 to 64 images."""
+
+SQUARE = (4096, 4096, 4096)
+"""The product (rows, inner, columns) that is in every grid of `product_rate`."""
+
+OPERATIONS_A_ROUND = 100e9
+"""So many operations of one shape are timed together: as long as a layer or two of a tower takes."""
 
 EXTRAS = {"hf": ("transformers", "datasets")}
 """Optional packages by the extra that installs them."""
@@ -105,11 +113,53 @@ def matrix_rate(dtype: torch.dtype, *, device: str = "cpu", seconds: float = 0.4
         while len(times) < 3 or time.perf_counter() - began < seconds / len(MATRIX_SHAPES):
             start = time.perf_counter()
             torch.mm(left, right)
-            if torch.device(device).type == "cuda":
-                torch.cuda.synchronize(device)
+            synchronise(device)
             times.append(time.perf_counter() - start)
         best = max(best, 2 * rows * columns * inner / min(times))
     return best
+
+
+def product_rate(shape: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16, *, device: str = "cpu") -> float:
+    """Measure the rate of one product, for a peak that is the best of a grid.
+
+    Args:
+        shape: Rows, inner size and columns of `[rows, inner] x [columns, inner]^T`, as a linear map multiplies.
+        dtype: Of both factors.
+        device: Where to multiply.
+
+    Returns:
+        Operations a second, a multiplication and an addition counted as two, over about `OPERATIONS_A_ROUND`.
+    """
+    rows, inner, columns = shape
+    left = torch.randn(rows, inner, device=device).to(dtype)
+    weight = torch.randn(columns, inner, device=device).to(dtype)
+    operations = 2 * rows * inner * columns
+    repeats = max(1, round(OPERATIONS_A_ROUND / operations))
+    F.linear(left, weight)
+    synchronise(device)
+    began = time.perf_counter()
+    for _ in range(repeats):
+        F.linear(left, weight)
+    synchronise(device)
+    return repeats * operations / (time.perf_counter() - began)
+
+
+def synchronise(device: str | torch.device) -> None:
+    """Wait until an accelerator has done what it was given; a processor has by then."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(device: str | torch.device = "cpu") -> int:
+    """Return the most memory that this process has held at a time, bytes; on an accelerator what its tensors held."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Not ru_maxrss first: a child of a large process inherits that one's.
+    high = _colon_file(Path("/proc/self/status")).get("VmHWM")
+    if high is not None:
+        return int(high.split()[0]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _accelerators() -> tuple[str, ...]:

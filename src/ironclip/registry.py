@@ -132,6 +132,8 @@ def explain(error: pydantic.ValidationError, where: str) -> str:
     lines = []
     for problem in error.errors():
         place = ".".join([where, *(str(part) for part in problem["loc"])]) if problem["loc"] else where
-        given = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-        lines.append(f"{place}: {problem['msg']}{given}")
+        # A whole section is no help: what is wrong with it stands in the message.
+        whole = problem["type"] == "missing" or isinstance(problem["input"], Mapping)
+        given = "" if whole else f" (got {problem['input']!r})"
+        lines.append(f"{place}: {problem['msg'].removeprefix('Value error, ')}{given}")
     return "\n".join(lines)

@@ -83,7 +83,13 @@ class Stage:
         return f"made-up/test/{number:06}"
 
     def counts(self) -> dict[str, int]:
-        """Write it all and return what is wrong, by kind."""
+        """Return what is wrong, by kind."""
+        kinds = ("outside_ball", "outside_box", "other_label", "original_not_right", "not_flipped")
+        found = self.checked()
+        return {kind: found[kind] for kind in kinds if found[kind]}
+
+    def checked(self) -> dict[str, int]:
+        """Write it all and return what the script says."""
         run = self.folder / "run"
         shutil.rmtree(run, ignore_errors=True)
         for part in ("adversarials", "samples"):
@@ -109,8 +115,7 @@ class Stage:
         found = check_adversarials.check(run, UNIT, self.shards, "test", self.model)
         assert found["images"] == 6
         assert found["adversarials"] == sum(flags["broken"] for flags in self.flags)
-        kinds = ("outside_ball", "outside_box", "other_label", "original_not_right", "not_flipped")
-        return {kind: found[kind] for kind in kinds if found[kind]}
+        return found
 
 
 @pytest.fixture
@@ -164,6 +169,19 @@ def test_one_that_the_run_does_not_call_broken_need_not_flip(stage):
 def test_an_original_that_was_never_right(stage):
     stage.images[4] = (stage.attacked[4] * 255).round().astype(np.uint8).transpose(1, 2, 0)
     assert stage.counts() == {"original_not_right": 1}
+
+
+def test_a_png_keeps_8_bit_images_and_takes_what_lies_between_levels(stage):
+    before = stage.checked()
+    assert (before["not_flipped_as_png"], before["outside_ball_as_png"]) == (0, 0)
+    pixels = check_adversarials.through_png(stage.attacked)
+    np.testing.assert_array_equal(pixels, stage.attacked)
+    original = stage.images[3].transpose(2, 0, 1).astype(np.float32) / 255
+    stage.attacked[3] = np.clip(original + 0.4 / 255, 0, 1)
+    np.testing.assert_array_equal(check_adversarials.through_png(stage.attacked)[3], original)
+    assert stage.checked()["not_flipped_as_png"] == 1
+    stage.eps = "1/255"
+    assert stage.checked()["outside_ball_as_png"] == 5
 
 
 def test_it_imports_nothing_of_ours():

@@ -10,26 +10,30 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import vision_speed
+from ironclip import machine
+from ironclip.benchmarking import towers
+from ironclip.errors import ConfigError
+from ironclip.training.cost_towers import Gradients, image_sizes
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Make the grid of products a matter of milliseconds."""
-    monkeypatch.setattr(vision_speed, "SQUARE", (64, 64, 64))
-    monkeypatch.setattr(vision_speed, "OPERATIONS_A_ROUND", 1.0)
+    monkeypatch.setattr(towers, "SQUARE", (64, 64, 64))
+    monkeypatch.setattr(machine, "OPERATIONS_A_ROUND", 1.0)
 
 
 @pytest.mark.parametrize("vision", [{}, {"patch_size": 16, "layers": 3, "head_width": 16}])
 def test_counted_operations_equal_those_of_an_independent_counter(tiny_clip, pixels, vision):
     model = tiny_clip(vision=vision).requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
-        vision_speed._gradient(model.embed_image, pixels)
-    assert vision_speed.matrix_operations(model.visual, len(pixels)) == counter.get_total_flops()
+        towers.differentiate(model.embed_image, pixels)
+    assert image_sizes(model.visual).operations(Gradients.PIXELS, rows=len(pixels)) == counter.get_total_flops()
 
 
 def test_the_grid_holds_the_square_and_the_products_of_the_tower(tiny_clip):
     # 17 tokens of width 64, patches of 8 x 8; forward and backward.
-    shapes = vision_speed.product_shapes(tiny_clip().visual, 2)
+    shapes = towers.product_shapes(tiny_clip().visual, 2)
     assert shapes[0] == (4096, 4096, 4096)
     forward = {(34, 192, 64), (34, 64, 64), (34, 256, 64), (34, 64, 256), (32, 64, 192)}
     assert set(shapes[1:]) == forward | {(rows, columns, inner) for rows, inner, columns in forward}
@@ -38,17 +42,17 @@ def test_the_grid_holds_the_square_and_the_products_of_the_tower(tiny_clip):
 @pytest.mark.usefixtures("quick")
 def test_ratios_follow_from_times(tiny_clip):
     model = tiny_clip()
-    speed = vision_speed.measure(model, tiny_clip(seed=0).visual, batch=2, rounds=2)
+    speed = towers.measure(model, tiny_clip(seed=0).visual, batch=2, rounds=2)
     assert speed.over_float32 == speed.stock_float32 / speed.fast
     assert speed.over_autocast == speed.stock_autocast / speed.fast
     assert speed.share == pytest.approx(speed.operations / speed.fast / speed.peak)
-    assert speed.peak_shape in vision_speed.product_shapes(model.visual, 2)
+    assert speed.peak_shape in towers.product_shapes(model.visual, 2)
 
 
 def test_a_tower_without_fast_path_is_refused(tiny_clip):
     model = tiny_clip(fast=False)
-    with pytest.raises(SystemExit, match="switched off"):
-        vision_speed.measure(model, model.visual, batch=2, rounds=1)
+    with pytest.raises(ConfigError, match="switched off"):
+        towers.measure(model, model.visual, batch=2, rounds=1)
 
 
 @pytest.mark.usefixtures("quick")

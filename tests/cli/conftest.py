@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ironclip.cli import main
-from ironclip.data.classes import words_sha256
+from made_up_colours import COLOURS, colour_suite, two_steps
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 ARCHITECTURE = {
     "embed_dim": 32,
     "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8},
@@ -87,28 +87,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def suite_file(tmp_path: Path) -> Callable[[list[str]], Path]:
     """Write a suite over the colours with the given class names."""
-
-    def write(names: list[str]) -> Path:
-        listing = {
-            "source": "made up",
-            "count": len(names),
-            "sha256": words_sha256(names),
-            "names": names,
-        }
-        (tmp_path / "colour-names.yaml").write_text(yaml.safe_dump(listing))
-        data = {
-            "name": "colours",
-            "title": "Colours",
-            "source": "folder:{data}/colours?split=test",
-            "classes": "colour-names.yaml",
-            "templates": ["a photo of a {}."],
-            "metrics": ["top1", "mean_per_class"],
-        }
-        path = tmp_path / "colours.yaml"
-        path.write_text(yaml.safe_dump({"name": "colours", "version": 1, "title": "Three colours", "data": [data]}))
-        return path
-
-    return write
+    return partial(colour_suite, tmp_path)
 
 
 @pytest.fixture
@@ -116,23 +95,8 @@ def recipe_file(tmp_path: Path, model_folder: Path) -> Callable[..., Path]:
     """Write a recipe of two steps, with the given keys put over it."""
 
     def write(**changes: object) -> Path:
-        recipe = {
-            "title": "two steps",
-            "method": {"name": "tecoa"},
-            "model": f"local-dir:{model_folder}",
-            "data": {
-                "train": "folder:{data}/colours?split=test",
-                "templates": ["a photo of a {}."],
-                "class_names": sorted(COLOURS),
-                "hold_out": 12,
-            },
-            "threat": {"norm": "linf", "eps": "2/255"},
-            "attack": {"name": "pgd_m", "steps": 1},
-            "optimisation": {"lr": 0.001, "steps": 2, "batch_size": 8, "precision": "float32"},
-            "validation": {"every": 1, "attack": {"name": "pgd", "steps": 2}},
-        }
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe | changes, sort_keys=False))
+        path.write_text(yaml.safe_dump(two_steps(model_folder) | changes, sort_keys=False))
         return path
 
     return write

@@ -74,7 +74,7 @@ def test_names_are_escaped(ironclip, data_root, model_folder, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--classes", "cat"], "classes to choose from: 1.\nGive at least two"),
+        (["--classes", "cat"], 'classes to choose from: 1. "cat" alone is no choice.\nGive at least two'),
         (["--classes", "cat,,"], "classes to choose from: 1."),
         (["--classes", "cat,Cat"], '"cat" stands twice among the classes.'),
         (["--classes", "a,b", "--eps", "4"], "threat.eps is 4"),

@@ -74,6 +74,22 @@ def test_diagnose_repeats_what_the_evaluation_found(evaluated, ironclip, data_ro
     assert found["verdict"] == stored["verdict"]
 
 
+def test_only_rows_of_the_data_sets_that_are_named(evaluated, ironclip, data_root):
+    (file,) = (evaluated[0] / "diagnostics").iterdir()
+    (name,) = {
+        record.dataset for record in map(RunStore.open(evaluated[0]).record, RunStore.open(evaluated[0]).units())
+    }
+    file.unlink()
+    words = ("--suite", evaluated[1], "--data-root", data_root, "--light")
+    wrong = ironclip("diagnose", "run", *words, "--dataset", f"{name}s")
+    assert wrong.code == 2
+    assert f'no rows of "{name}s"' in wrong.err
+    assert f"It has: {name}." in wrong.err
+    assert not file.exists()
+    assert ironclip("diagnose", "run", *words, "--dataset", name).code == 0
+    assert file.exists()
+
+
 def test_the_full_profile_stores_its_searches(evaluated, data_root):
     path, suite, model = evaluated
     told = []

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ironclip.models.sources import load_model, save_model
+from made_up_llava import write_llava
 
 
 @pytest.fixture
@@ -96,3 +97,28 @@ def test_the_formats_are_those_of_the_library(ironclip):
     for command, layouts in (("export", LAYOUTS), ("import", PUBLISHED)):
         text = " ".join(ironclip(command, "--help").out.split())
         assert f"<{'|'.join(layouts)}>" in text
+
+
+def test_two_runs_become_one_model(ironclip, model_folder, tmp_path, pixels):
+    other = load_model(f"local-dir:{model_folder}")
+    with torch.no_grad():
+        for parameter in other.clip.parameters():
+            parameter.mul_(1.1)
+    save_model(other, tmp_path / "other")
+    result = ironclip("export", f"local-dir:{model_folder}", "joined", "--text-from", "local-dir:other")
+    assert result.code == 0, result.err
+    joined, image = load_model("local-dir:joined"), load_model(f"local-dir:{model_folder}")
+    assert torch.equal(joined.embed_image(pixels), image.embed_image(pixels))
+    assert torch.equal(joined.embed_text(["a dog"]), other.embed_text(["a dog"]))
+
+
+def test_a_llava_gets_another_tower(ironclip, tiny_clip, tmp_path):
+    pytest.importorskip("transformers", reason='transformers is not installed: pip install "ironclip[hf]"')
+    write_llava(tmp_path / "llava")
+    save_model(tiny_clip(seed=4), tmp_path / "tuned")
+    result = ironclip("export", "local-dir:tuned", "out", "--into", "llava")
+    assert result.code == 0, result.err
+    assert 'Load it with transformers.LlavaForConditionalGeneration.from_pretrained("out")' in result.out
+    assert (tmp_path / "out" / "config.json").read_bytes() == (tmp_path / "llava" / "config.json").read_bytes()
+    refused = ironclip("export", "local-dir:tuned", "out2", "--into", "llava", "--format", "transformers")
+    assert (refused.code, "--into with --format" in refused.err) == (2, True)

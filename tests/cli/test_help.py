@@ -18,7 +18,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE), "COLUMNS": "80", "NO_COL
 
 def test_every_file_of_a_command_is_a_command():
     files = {path.stem for path in (SOURCE / "ironclip" / "cli").glob("*.py")}
-    assert len(files - {"__init__", "app", "options", "output"}) == len(COMMANDS) == 13
+    assert len(files - {"__init__", "app", "options", "output"}) == len(COMMANDS) == 18
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

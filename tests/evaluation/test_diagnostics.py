@@ -96,6 +96,10 @@ def test_refused_claims_and_late_restarts():
     assert diagnostics.restart_spread(late, 5).value == 0.03
     assert diagnostics.restart_spread(late, 5).state == "failed"
     assert diagnostics.restart_spread(late, 4).state == "not_run"
+    few = [
+        diagnostics.restart_spread(rows("x" * late, n=32, restart=[1] * late + [0] * (32 - late)), 5) for late in (2, 3)
+    ]
+    assert [check.state for check in few] == ["passed", "failed"]
     wrong = rows("xxx", n=100, wrong=3, restart=[1, 4, 2] + [3] * 97)
     assert diagnostics.restart_spread(wrong, 5).value == 0  # wrong before: broken by nobody
 

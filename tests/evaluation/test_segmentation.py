@@ -12,14 +12,8 @@ from ironclip.attacks.objectives import input_gradient
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.data.masks import UNLABELLED, MaskedImage
 from ironclip.errors import ConfigError, ShapeError, ValueRangeError
-from ironclip.evaluation.segmentation import (
-    Mislabel,
-    Segmenter,
-    class_iou,
-    confusion,
-    evaluate_segmentation,
-    mean_iou,
-)
+from ironclip.evaluation.iou import class_iou, confusion, mean_iou
+from ironclip.evaluation.segmentation import Mislabel, Segmenter, evaluate_segmentation
 from made_up_images import natural_like
 
 NAMES, TEMPLATES = ("dog", "cat", "grass"), ("a photo of a {}.",)

@@ -11,6 +11,7 @@ import pytest
 
 from ironclip.errors import ConfigError, DataError, ResumeError, ShapeError
 from ironclip.evaluation.aggregate import Totals
+from ironclip.evaluation.image_files import Adversarials
 from ironclip.evaluation.intervals import wilson
 from ironclip.evaluation.merging import merge
 from ironclip.evaluation.records import (
@@ -27,7 +28,7 @@ from ironclip.evaluation.records import (
     gallery_ids,
 )
 from ironclip.evaluation.rows import SCHEMA, ConflictError
-from ironclip.evaluation.store import Adversarials, RunStore
+from ironclip.evaluation.store import RunStore
 from ironclip.files import read_hashed, write_atomically, write_hashed
 
 IDS = [f"pets/test/{index:03d}" for index in range(12)]

@@ -8,6 +8,7 @@ import torch
 from scipy.special import softmax
 
 from ironclip.errors import ConfigError
+from ironclip.evaluation import uncertainty
 from ironclip.evaluation.uncertainty import (
     dirichlet_measures,
     log_concentration,
@@ -49,6 +50,18 @@ def test_equal_to_the_measures_of_training():
         (found.ucat_eu, in_training.ucat_eu),
     ]:
         np.testing.assert_allclose(ours, theirs(tensor).numpy(), rtol=1e-10)
+
+
+def test_rows_are_computed_some_at_a_time_to_the_same_bits(monkeypatch):
+    logits = np.random.default_rng(1).normal(scale=20, size=(100, 37))
+    found = {}
+    for rows in (1, 7, 1000):
+        monkeypatch.setattr(uncertainty, "_ROWS", rows)
+        measures = dirichlet_measures(log_concentration(logits, "exp"))
+        found[rows] = uncertainty_scores(logits, measures) | {"all": measures.total, "log": measures.log_total}
+    for name, whole in found[1000].items():
+        np.testing.assert_array_equal(found[1][name], whole)
+        np.testing.assert_array_equal(found[7][name], whole)
 
 
 def test_logits_of_thousands_and_none_at_all():

@@ -12,6 +12,7 @@ from torch import nn
 
 from ironclip.errors import ConfigError, ShapeError
 from ironclip.models.sources import load_classifier, model_identity
+from ironclip.models.straight_through import StraightThrough
 from ironclip.models.zero_shot import PythonClassifier, ZeroShotClassifier
 
 NAMES, TEMPLATES = ["cat", "dog", "cup"], ["a photo of a {}."]
@@ -91,6 +92,13 @@ def test_a_factory_may_return_a_module(pixels):
     classifier = load("python:my_models:module")
     assert classifier.logits(pixels).shape == (4, 3)
     assert len(list(classifier.parameters())) == 2
+
+
+def test_a_factory_may_return_a_classifier_of_ours(pixels):
+    """A defence that is wrapped as a classifier, such as TTC, comes through `python:` too."""
+    defence = StraightThrough(PythonClassifier(lambda x: x.mean((2, 3))), lambda x: (8 * x).floor() / 8)
+    found = PythonClassifier(defence, class_names=["a", "b", "c"]).logits(pixels)
+    torch.testing.assert_close(found, ((8 * pixels).floor() / 8).mean((2, 3)))
 
 
 def test_a_file_here_hides_no_installed_package(mine):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from ironclip.errors import ConfigError
 from ironclip.methods.base import METHODS
+from ironclip.models.fast_text import make_room
 from ironclip.models.prompts import FreePrompts, check_length, drawn_layers, prompt_depth, words_of_template
-from ironclip.models.text_tower import make_room, why_no_pieces
 from ironclip.models.tuning import Tunable, tuned_parameters
 from ironclip.models.visual_prompt import PixelFrame
 from ironclip.models.zero_shot import encode_classes
@@ -193,8 +192,7 @@ def test_without_the_fast_path_prompts_are_refused_in_words(tiny_clip):
 
 
 def test_text_towers_that_prompts_do_not_fit_are_named(tiny_clip):
-    clip = tiny_clip().clip
-    assert why_no_pieces(clip) is None
-    clip.text_pool_type = "eos"
-    assert why_no_pieces(clip) == "its text tower does not read the end token"
-    assert why_no_pieces(SimpleNamespace()) == "its text tower has no plain attention blocks"
+    model = tiny_clip(text_cfg=DEEP["text_cfg"] | {"pool_type": "eos", "eos_id": 49407})
+    with pytest.raises(ConfigError, match="its fast path is off: its text tower does not read the end token"):
+        model.attach(FreePrompts())
+    assert model.prompts is None

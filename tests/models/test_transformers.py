@@ -56,13 +56,36 @@ def test_logits_are_transformers_own(tmp_path, activation, fast):
     reference = theirs(activation)
     reference.save_pretrained(tmp_path)
     model = load_model(f"local-dir:{tmp_path}", fast=fast)
-    assert model.fast_path == ("on" if fast else "switched off")
+    assert (model.fast_path, model.text_path) == (("on", "on") if fast else ("switched off", "switched off"))
     pixels, tokens = natural_like(4, 32), model.tokenize(TEXTS)
     with torch.no_grad():
         out = reference(input_ids=tokens, pixel_values=Preprocessing(32).normalise(pixels))
         ours = model.logit_scale * model.image_features(pixels) @ model.text_features(tokens).T
     assert out.logits_per_image.std() > 0.01
     torch.testing.assert_close(ours, out.logits_per_image, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_gradients_and_bfloat16_embeddings_are_near_transformers_own(tmp_path, activation):
+    reference = theirs(activation)
+    reference.save_pretrained(tmp_path)
+    model = load_model(f"local-dir:{tmp_path}")
+    pixels, tokens = natural_like(4, 32), model.tokenize(TEXTS)
+    given = [pixels.clone().requires_grad_(True) for _ in range(2)]
+    out = reference(input_ids=tokens, pixel_values=Preprocessing(32).normalise(given[0]))
+    logits = model.logit_scale * model.image_features(given[1]) @ model.text_features(tokens).T
+    for each in (out.logits_per_image, logits):
+        each.square().sum().backward()
+    tables = [reference.text_model.embeddings.token_embedding.weight, model.clip.token_embedding.weight]
+    for expected, found in ([one.grad for one in given], [one.grad for one in tables]):
+        assert expected.norm() > 0
+        assert (found - expected).norm() <= 1e-4 * expected.norm()
+    with torch.no_grad(), model.computing(torch.bfloat16):
+        for found, expected in (
+            (model.image_features(pixels), out.image_embeds),
+            (model.text_features(tokens), out.text_embeds),
+        ):
+            assert (found * expected).sum(dim=1).min() >= 0.999
 
 
 def test_images_are_prepared_as_transformers_does(saved):

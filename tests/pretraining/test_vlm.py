@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from ironclip.data.bundled import shapes
 from ironclip.errors import ConfigError, DataError, ResumeError
 from ironclip.models.sources import load_model, save_model
-from ironclip.models.tiny_vlm import WEIGHTS, Vocabulary, load_tiny_vlm
-from ironclip.pretraining.vlm.lessons import CAPTION_PROMPT, Material, draw, read_material
+from ironclip.models.tiny_vlm import WEIGHTS, TinyVLM, Vocabulary, load_tiny_vlm
+from ironclip.models.vlm import CAPTION_PROMPT
+from ironclip.pretraining.vlm.lessons import Material, draw, read_material
 from ironclip.pretraining.vlm.recipe import SourceSection, VlmRecipe, load_vlm_recipe
 from ironclip.pretraining.vlm.train import RESULT, train_vlm
 
@@ -115,6 +116,21 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(recipe, data_root, tmp_
     assert all(torch.equal(value, stopped[name]) for name, value in straight.items())
 
 
+def test_a_blind_decoder_is_shown_no_image(recipe, data_root, tmp_path):
+    seen = []
+
+    def look(model, pixels, lesson):
+        seen.append(pixels)
+        return predict(model, pixels, lesson)
+
+    predict = TinyVLM.predict
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TinyVLM, "predict", look)
+        train_vlm(recipe(blind=True, steps=2), tmp_path, data_root=str(data_root))
+    assert len(seen) == 2
+    assert all((pixels == 0.5).all() for pixels in seen)
+
+
 def test_another_recipe_does_not_go_on_with_a_run(recipe, data_root, tmp_path):
     train_vlm(recipe(steps=2), tmp_path, data_root=str(data_root))
     with pytest.raises(ResumeError, match="run of another recipe"):
@@ -145,7 +161,7 @@ def test_the_bundled_recipe_is_one():
     [
         ("stepss=3", r'unknown key "stepss"\. Did you mean "steps"'),
         ("sources.flickr8k.questions=0.5", "questions are asked of bundled:shapes only"),
-        ("warmup_steps=12000", "warmup_steps is 12000, of 12000 steps"),
+        ("warmup_steps=4500", "warmup_steps is 4500, of 4500 steps"),
         ("sources={}", "sources is empty"),
         ("decoder.heads=5", "5 heads"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ironclip.evaluation.image_files import Adversarials
 from ironclip.evaluation.records import (
     AttackInfo,
     DatasetInfo,
@@ -23,7 +24,7 @@ from ironclip.evaluation.records import (
     UnitRecord,
     gallery_ids,
 )
-from ironclip.evaluation.store import Adversarials, RunStore
+from ironclip.evaluation.store import RunStore
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
 

@@ -22,7 +22,7 @@ def tool() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("table", ["natural", "quickstart", "speed", "tiny", "tiny-run"])
+@pytest.mark.parametrize("table", ["natural", "quickstart", "speed", "attack_speed", "tiny", "tiny-run"])
 def test_a_page_holds_what_is_stored(tool: ModuleType, table: str) -> None:
     page = tool.TABLES[table][0].read_text()
     assert page == tool.fill(page, table, tool.text(table)), "run: python tools/tables.py"
@@ -82,6 +82,21 @@ def test_the_table_of_speed(tool: ModuleType) -> None:
     assert "share 50 %" in table
 
 
+def test_the_table_of_attacks(tool: ModuleType, tmp_path: Path) -> None:
+    line = {
+        "attack": "pair", "eps": "3/255", "peer": "pyautoattack", "model": "runs/here/tecoa", "images": [100] * 5,
+        "threads": 2, "processor": "P", "torch": "2", "seconds": [20.0, 50.5], "ratio": 2.5, "ideal": 2.25,
+        "forwards": [1000, 1100], "backwards": [900, 1000], "standing": [60, 61],
+    }  # fmt: skip
+    other = line | {"model": "open_clip:ViT-B-32/random?seed=0", "attack": "PGD-10", "peer": "foolbox"}
+    printed = tmp_path / "lines"
+    printed.write_text("\n".join(map(json.dumps, (line, other))) + "\n")
+    table = tool.attack_speed(tool._json_lines(printed))
+    row = "| pair, 3/255, tecoa | pyautoattack | 5 x 100 | 20.0 / 50.5 | 2.50 | 2.25 | 1,900 / 2,100 | 60 / 61 |"
+    assert row in table
+    assert "| PGD-10, 3/255, open_clip:ViT-B-32/random?seed=0 | foolbox |" in table
+
+
 def test_the_tables_of_the_model_card(tool: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     record = {"recipe": {"seed": 3}, "data": {"toy": 1200}, "targets": {"kind": "clip"}, "versions": {}}
@@ -105,3 +120,19 @@ def test_the_tables_of_the_model_card(tool: ModuleType, tmp_path: Path) -> None:
     assert "| digits | 97 % |" in table
     assert "other" not in table
     assert "commit 0123456789ab " in table
+
+
+def test_the_table_of_training_steps(tool: ModuleType) -> None:
+    step = {
+        "method": "tecoa", "baseline": "published", "model": "ViT-B-32", "batch": 32, "classes": 200, "rounds": 5,
+        "baseline_rounds": 3, "ours": 5.0, "theirs": 100.0, "ours_images_per_second": 6.4, "ratio": 20.0, "ideal": 18.0,
+        "theirs_images_per_second": 0.32, "ours_memory": 3e9, "theirs_memory": 10e9, "ours_operations": 2e12,
+        "theirs_operations": 10e12, "ours_share": 0.5, "theirs_share": 0.4,
+    }  # fmt: skip
+    line = {"processor": "P", "threads": 2, "torch": "2", "steps": [step]}
+    far = {"extrapolated": {"classes": 1000, "theirs": 500.0, "ratio": 100.0}}
+    table = tool.training_speed([line | far, line | {"steps": [step | {"method": "fare", "baseline": "tuned"}]}])
+    assert "| tecoa, published | 200 | 5.00 s, 6.4/s | 100.0 s, 0.32/s | 20.0 | 18.0 | 3.0 of 10.0 GB |" in table
+    assert "| fare, tuned | - |" in table
+    assert table.count("extrapolated, not measured") == 1
+    assert "1,000 classes would take 500 s" in table

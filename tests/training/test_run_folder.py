@@ -161,3 +161,22 @@ def test_the_log_is_json_also_where_a_figure_is_missing(run):
 def test_the_record_holds_the_limit(run):
     out = run(limit=20)
     assert json.loads((out / "run.json").read_text())["recipe"]["data"]["limit"] == 20
+
+
+def test_the_plain_path_computes_the_same(run, log_of):
+    fast, plain = run(out="fast"), run(out="plain", fast=False)
+    told = [json.loads((out / "run.json").read_text())["fast_path"] for out in (fast, plain)]
+    assert told == ["on", "switched off"]
+    first, other = (log_of(out)[0] for out in (fast, plain))
+    # Of the first step only: AdamW makes much of the last bits of small gradients.
+    assert first == pytest.approx(other, rel=1e-4)
+    assert first["gradient_norm"] != other["gradient_norm"]  # another path rounds otherwise
+
+
+def test_activation_checkpointing_changes_no_bit_and_is_not_another_run(run, log_of):
+    plain = run(out="run")
+    again = run({"optimisation.checkpoint_activations": True}, out="again")
+    weights = [load_file(out / "model" / "open_clip_model.safetensors") for out in (plain, again)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert log_of(plain) == log_of(again)
+    assert run({"optimisation.checkpoint_activations": True}, out="run") == plain  # complete: nothing is refused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from ironclip.errors import ConfigError, ValueRangeError
 from ironclip.randomness import SampleRandom
 
 Norm = Literal["linf", "l2"]
+_HUGE = re.compile(r"[eE][-+]?[\d_]{4,}")
 _LABEL = {"linf": "Linf", "l2": "L2"}
 
 
@@ -32,6 +34,8 @@ def parse_eps(eps: str | float, norm: str = "linf", *, name: str = "threat.eps")
         ValueRangeError: Not a number, negative, or above 1 in linf.
     """
     try:
+        if isinstance(eps, str) and _HUGE.search(eps):
+            raise OverflowError  # Fraction would write out all its digits, for minutes
         value = Fraction(eps.strip()) if isinstance(eps, str) else _simplest(float(eps))
     except (ValueError, TypeError, OverflowError, ZeroDivisionError):
         raise ValueRangeError(f'{name} is "{eps}", expected a number or a fraction.', 'Write "4/255" or 0.5.') from None

@@ -17,6 +17,9 @@ def diagnose_command(
     suite: Annotated[
         str | None, typer.Option("--suite", metavar="SUITE", help="Name of a suite, or a YAML file.")
     ] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option("--dataset", help="Only rows of this data set; repeatable.", metavar="NAME")
+    ] = None,
     surrogate: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,6 +42,7 @@ def diagnose_command(
         run,
         suite=suite,
         data_root=data_root,
+        datasets=dataset,
         surrogates=surrogate or (),
         profile="light" if light else "full",
         samples=limit,

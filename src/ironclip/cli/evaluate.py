@@ -92,6 +92,7 @@ def eval_command(
 
     from ironclip.attacks.threat_model import ThreatModel
     from ironclip.evaluation.evaluate import EvaluationRequest, evaluate_suite
+    from ironclip.files import hold_folder
 
     request = EvaluationRequest(
         model=model,
@@ -116,7 +117,7 @@ def eval_command(
     )
     for threat in request.threats:
         tell(f"Adversary: {threat.caption()}")
-    with Display() as display:
+    with Display() as display, hold_folder(request.out):
 
         def show(progress: EvaluationProgress) -> None:
             display.update(progress.unit, progress.done, progress.total, _status(progress))

@@ -13,6 +13,7 @@ from ironclip.errors import ConfigError, RegistryError, did_you_mean
 if TYPE_CHECKING:
     from ironclip.attacks.autoattack import AttackList
     from ironclip.attacks.base import Attack
+    from ironclip.attacks.text.base import TextAttack
 
 Limit = Annotated[
     int | None,
@@ -56,13 +57,33 @@ def read_attack(text: str) -> Attack | AttackList:
                 f"Write --attack {name}, or name the attacks one by one.",
             )
         return attack_list(name)
-    options = {}
+    options = _read_settings(text, settings, "--attack", "pgd:steps=50")
+    return ATTACKS.create(name, options, where=f"--attack {name}")
+
+
+def read_text_attack(text: str) -> TextAttack:
+    """Build an attack on texts from `name` or `name:key=value,key=value`.
+
+    Raises:
+        RegistryError: No attack on texts goes by this name.
+        ConfigError: A setting is unknown, of the wrong type, or no `key=value`.
+    """
+    from ironclip.attacks.text.base import TEXT_ATTACKS
+
+    name, _, settings = text.partition(":")
+    options = _read_settings(text, settings, "--text-attack", "charmer:edits=2")
+    return TEXT_ATTACKS.create(name, options, where=f"--text-attack {name}")
+
+
+def _read_settings(text: str, settings: str, option: str, example: str) -> dict[str, str]:
+    """Read `key=value,key=value`, possibly nothing."""
+    found = {}
     for setting in settings.split(",") if settings else []:
         key, separator, value = setting.partition("=")
         if not (separator and key and value):
-            raise ConfigError(f'--attack "{text}": "{setting}" is not key=value.', "Write, say, --attack pgd:steps=50")
-        options[key.strip()] = value.strip()
-    return ATTACKS.create(name, options, where=f"--attack {name}")
+            raise ConfigError(f'{option} "{text}": "{setting}" is not key=value.', f"Write, say, {option} {example}")
+        found[key.strip()] = value.strip()
+    return found
 
 
 def read_shard(text: str) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -15,6 +16,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+
+_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 QUIET_SECONDS = 30.0
 """Without a terminal, a line of progress so often."""
@@ -29,12 +32,12 @@ def tell_error(problem: str, remedy: str) -> None:
 
 def tell(text: str) -> None:
     """Print to standard error, above a running progress bar."""
-    _stderr().print(text, markup=False, highlight=False, soft_wrap=True)
+    _stderr().print(_harmless(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """Print to standard output."""
-    typer.echo(text)
+    typer.echo(_harmless(text))
 
 
 def say_json(value: Any) -> None:
@@ -59,6 +62,11 @@ def start_logging(*, debug: bool) -> None:
 class _ToStderr(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         tell(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def _harmless(text: str) -> str:
+    """Show signs that would steer the terminal instead of sending them: names come from other people's files."""
+    return _STEERING.sub(lambda sign: f"\\x{ord(sign[0]):02x}", text)
 
 
 class Display:

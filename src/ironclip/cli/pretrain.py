@@ -36,6 +36,7 @@ def pretrain_command(
     Goes on with the run that --out holds, by default runs/pretrain/RECIPE. A finished run is made longer with a larger
     images.steps only if its learning rate has not begun to fall.
     """
+    from ironclip.files import hold_folder
     from ironclip.pretraining.pretrain import pretrain
     from ironclip.pretraining.recipe import load_pretrain_recipe
     from ironclip.training.recipe_file import read_recipe_file
@@ -46,7 +47,7 @@ def pretrain_command(
         _vision_language(recipe, changes, folder, device=device, data_root=data_root, strict=strict, json=json)
         return
     checked = load_pretrain_recipe(recipe, changes)
-    with Display() as display:
+    with Display() as display, hold_folder(folder):
 
         def show(progress: PretrainProgress) -> None:
             display.update(progress.phase, progress.step, progress.steps, progress.status)
@@ -63,11 +64,12 @@ def _vision_language(
     recipe: Path, changes: list[str], folder: Path, *, device: str, data_root: str, strict: bool, json: bool
 ) -> None:
     """Train the decoder of a small vision-language model."""
+    from ironclip.files import hold_folder
     from ironclip.pretraining.vlm.recipe import load_vlm_recipe
     from ironclip.pretraining.vlm.train import train_vlm
 
     checked = load_vlm_recipe(recipe, changes)
-    with Display() as display:
+    with Display() as display, hold_folder(folder):
 
         def show(progress: VlmProgress) -> None:
             status = f"loss {progress.loss:.3f}, {progress.images_per_second:.0f} images/s"

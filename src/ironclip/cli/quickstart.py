@@ -27,10 +27,11 @@ def quickstart_command(
 
     Needs nothing but IronCLIP: model and images come with it. Goes on where it stopped.
     """
+    from ironclip.files import hold_folder
     from ironclip.quickstart import quickstart
 
     tell(f"Everything goes into {out}; stopped, the same command goes on.")
-    with Display() as display:
+    with Display() as display, hold_folder(out):
 
         def show(progress: QuickstartProgress) -> None:
             display.update(progress.task, progress.done, progress.total, progress.status)

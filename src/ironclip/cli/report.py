@@ -23,9 +23,12 @@ def report_command(
 
     Opens no model and no data. The folder is runs/report unless --out is given.
     """
+    from ironclip.evaluation.task_store import is_task_run
     from ironclip.report.page import build_report
+    from ironclip.report.task_page import build_task_report
 
-    page = build_report(runs, out or Path("runs", "report"), title=title)
+    build = build_task_report if any(map(is_task_run, runs)) else build_report
+    page = build(runs, out or Path("runs", "report"), title=title)
     if json:
         say_json({"html": str(page), "markdown": str(page.with_suffix(".md"))})
         return

@@ -42,26 +42,38 @@ def train_command(
             help="Compute the original model's embeddings of the clean images once, for all runs with this folder.",
         ),
     ] = None,
+    no_fast: Annotated[bool, typer.Option("--no-fast", help="Use open_clip's own forward pass.")] = False,
+    track: Annotated[
+        list[str] | None,
+        typer.Option("--track", metavar="NAME", help="Show the figures in tensorboard, trackio or wandb too."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Tune a model as a recipe says.
 
     Goes on with the run that --out holds, by default runs/train/RECIPE.
     """
+    from ironclip.files import hold_folder
     from ironclip.training.bundled_recipes import recipe_path
     from ironclip.training.engine import train
     from ironclip.training.recipe import load_recipe
+    from ironclip.training.tracking import tracked
 
     changes = [*(overrides or []), *([f"seed={seed}"] if seed is not None else [])]
     checked = load_recipe(recipe_path(recipe), changes)
     folder = out or Path("runs", "train", recipe.stem)
     tell(f"Adversary in training: {checked.build_threat().caption()}, {checked.attack['name']}")
     seen: list[TrainingProgress] = []
-    with Display() as display:
+    with (
+        Display() as display,
+        hold_folder(folder),
+        tracked(track or (), folder, checked.resolved()) as follower,
+    ):
 
         def show(progress: TrainingProgress) -> None:
             seen[:] = [progress]
             display.update(folder.name, progress.step, progress.steps, _status(progress))
+            follower.poll()
 
         train(
             checked,
@@ -71,6 +83,7 @@ def train_command(
             limit=limit,
             strict=strict,
             teacher_cache=teacher_cache,
+            fast=not no_fast,
             command=sys.argv,
             progress=show,
         )

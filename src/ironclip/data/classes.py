@@ -113,7 +113,7 @@ def read_templates(folder: Path) -> list[str] | None:
         return None
     try:
         templates = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}.", 'Write a list such as ["a photo of a {}."].') from None
     if not isinstance(templates, list) or not all(isinstance(template, str) for template in templates):
         raise DataError(f"{path} is not a list of texts.", 'Write a list such as ["a photo of a {}."].')

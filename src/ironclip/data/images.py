@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ironclip.errors import DataError
@@ -102,7 +102,11 @@ def open_image(data: bytes) -> Image.Image:
     Raises:
         OSError: (or another of `UNREADABLE`) They encode none, or one of a format that is not in `FORMATS`.
     """
-    return Image.open(io.BytesIO(data), formats=_installed_formats())
+    try:
+        return Image.open(io.BytesIO(data), formats=_installed_formats())
+    except UnidentifiedImageError:
+        # Pillow names the buffer's address, which is another in every run.
+        raise UnidentifiedImageError(f"cannot identify the format of {len(data):,} bytes") from None
 
 
 @functools.cache

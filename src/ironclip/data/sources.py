@@ -76,7 +76,7 @@ def open_dataset(source: str, *, strict: bool = False) -> StoredDataset:
             f"Kinds: {', '.join(_READERS)}.",
         )
     reader = _READERS[kind]
-    options = build(reader.options, _parse_options(source, parts["options"]), where=f"{kind}:")
+    options = build(reader.options, _parse_options(source, parts["options"]), where=kind)
     dataset = reader.open(source, parts["where"], options)
     if strict and dataset.problems:
         raise DataError(

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from PIL import Image
 
@@ -36,6 +36,10 @@ _SHARD = re.compile(r"(?P<stem>.+)\.(tar|tar\.gz|tgz)")
 _NUMBERED = re.compile(r"(?:(?P<split>.+)-)?(?P<number>\d+)")
 _MEMBER = re.compile(r"(?P<stem>(?:.*/)?[^/.]+)\.(?P<suffix>[^/]+)")
 _CHUNK = 2**20
+
+# A gzipped shard of images hardly grows; one of zeros grows a thousandfold.
+_GROWTH = 50
+_SMALL = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +241,11 @@ def _read_shard(path: Path, problems: Problems) -> tuple[dict[str, _Members], st
         members, cut = _list_members(stream)
         for member in members:
             parts = _MEMBER.fullmatch(member.name.removeprefix("./"))
+            if member.issym() or member.islnk():
+                problems.add("a link instead of a file; left out", member.name)
+            elif member.name.startswith("/") or ".." in member.name.split("/"):
+                problems.add("a path that leads out of the shard; left out", member.name)
+                continue
             if not member.isreg() or parts is None:
                 continue
             sample = found.setdefault(parts["stem"], _Members())
@@ -265,13 +274,28 @@ def _bytes_of(stream: BinaryIO, member: tarfile.TarInfo) -> bytes:
 def _inflate(file: BinaryIO) -> tuple[bytes, str]:
     """Return what a gzipped file holds as far as it can be read, and what is wrong with it."""
     chunks: list[bytes] = []
+    most = _SMALL + _GROWTH * file.seek(0, io.SEEK_END)
+    file.seek(0)
     with gzip.GzipFile(fileobj=file) as packed:
         try:
             while chunk := packed.read1(_CHUNK):
                 chunks.append(chunk)
+                if packed.tell() > most:
+                    return b"".join(chunks), f"gzip: it grows to more than {_GROWTH} times its size"
         except (EOFError, OSError, zlib.error) as error:
             return b"".join(chunks), f"gzip: {error}"
     return b"".join(chunks), ""
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose size is one: of a negative one, Python's own reader goes back and never ends."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
+            raise tarfile.ReadError(f"a member of {header.size} bytes")
+        return header
 
 
 def _list_members(stream: BinaryIO) -> tuple[list[tarfile.TarInfo], str]:
@@ -281,11 +305,13 @@ def _list_members(stream: BinaryIO) -> tuple[list[tarfile.TarInfo], str]:
     members: list[tarfile.TarInfo] = []
     end, damage = 0, ""
     try:
-        with tarfile.TarFile(fileobj=stream, mode="r") as tar:
+        with tarfile.TarFile(fileobj=stream, mode="r", tarinfo=_Header) as tar:
             for member in tar:
+                if tar.offset <= end:
+                    raise tarfile.ReadError("its headers lead in a circle")
                 members.append(member)
                 end = tar.offset
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
         damage = f"tar: {error}"
     whole = [member for member in members if member.offset_data + member.size <= total]
     if not damage:
@@ -307,7 +333,7 @@ def _annotation(key: str, notes: Mapping[str, bytes], problems: Problems) -> tup
             label, captions = _from_json(json.loads(notes["json"].decode()), captions)
         if "cls" in notes:
             label = _from_cls(notes["cls"])
-    except ValueError as error:  # bytes that are not UTF-8 and text that is not JSON raise kinds of it too
+    except (ValueError, RecursionError) as error:  # the first for bytes that are not UTF-8 and text that is no JSON too
         problems.add("an annotation that cannot be read", f"{key}: {error}")
     return label, captions
 

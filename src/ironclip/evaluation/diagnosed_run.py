@@ -10,7 +10,7 @@ import torch
 
 from ironclip.attacks.driver import DriverSettings
 from ironclip.attacks.threat_model import ThreatModel
-from ironclip.errors import ConfigError, DataError
+from ironclip.errors import ConfigError, DataError, did_you_mean
 from ironclip.evaluation.diagnosis import PROBED, diagnose, open_probe, probed_ids, replay
 from ironclip.evaluation.diagnostics import Check, Profile
 from ironclip.evaluation.probes import Probe
@@ -26,6 +26,7 @@ def diagnose_run(
     *,
     suite: str | None = None,
     data_root: str = "data",
+    datasets: Sequence[str] | None = None,
     surrogates: Sequence[str] = (),
     profile: Profile = "full",
     samples: int | None = None,
@@ -34,12 +35,13 @@ def diagnose_run(
     effort: Effort | None = None,
     told: Callable[[str, tuple[str, ...]], None] | None = None,
 ) -> RunStore:
-    """Give every row of a run its verdict, in place of the one it has.
+    """Give rows of a run their verdict, in place of the one they have.
 
     Args:
         path: The run folder.
         suite: Name or YAML file of the suite that was evaluated; the name on record unless given.
         data_root: What `{data}` in the suite stands for.
+        datasets: Names of data sets whose rows are looked at; all that the run has unless given.
         surrogates: Sources of models whose adversarial images are tried on the run's model; without any, the check
             `transfer_stronger` is not run, and no row is trusted.
         profile: Which checks.
@@ -50,7 +52,7 @@ def diagnose_run(
         told: Called with unit and verdict as each is stored.
 
     Raises:
-        ConfigError: The run has no suite, or the suite is another one now.
+        ConfigError: The run has no suite, the suite is another one now, or the run has no rows of a data set.
         DataError: There is no run, or its model or data are others now.
     """
     store = RunStore.open(path)
@@ -62,7 +64,7 @@ def diagnose_run(
             f'the suite "{opened.name}" is not the one that {path} was evaluated with: its content differs.',
             "Give the file that was used with --suite, or evaluate again.",
         )
-    for info, records in _by_dataset(store, opened):
+    for info, records in _by_dataset(store, opened, datasets):
         classifier = load_classifier(store.run.model.source, info.class_names, info.templates, device=device)
         if model_identity(classifier) != store.run.model.sha256:
             raise DataError(
@@ -107,10 +109,18 @@ def threat_of(info: ThreatInfo) -> ThreatModel:
     )
 
 
-def _by_dataset(store: RunStore, suite: Suite) -> Iterator[tuple[SuiteDataset, list[UnitRecord]]]:
-    """Open each data set once, and yield it with its units that have rows."""
+def _by_dataset(
+    store: RunStore, suite: Suite, datasets: Sequence[str] | None
+) -> Iterator[tuple[SuiteDataset, list[UnitRecord]]]:
+    """Open each data set that is wanted once, and yield it with its units that have rows."""
     units = [store.record(unit) for unit in store.units() if store.done_ids(unit)]
-    for name in dict.fromkeys(record.dataset for record in units):
+    there = list(dict.fromkeys(record.dataset for record in units))
+    for name in datasets or ():
+        if name not in there:
+            raise ConfigError(
+                f'{store.path} has no rows of "{name}".{did_you_mean(name, there)}', f"It has: {', '.join(there)}."
+            )
+    for name in there if datasets is None else dict.fromkeys(datasets):
         records = [record for record in units if record.dataset == name]
         info = suite.entry(name).open()
         if any(record.dataset_fingerprint != info.dataset.fingerprint for record in records):

@@ -4,7 +4,7 @@ Each check is one number against a threshold. A check of survivors (right before
 `vacuous` where there are none. A check that was not run blocks trust as a failed one does. What needs the model itself
 is in `probes` and `searches`, what a profile is made of in `diagnosis`.
 
-Source: evaluation plan 3.1, thresholds version 1; the signs are those of Athalye et al., ICML 2018, arXiv:1802.00420,
+Source: evaluation plan 3.1, thresholds version 2; the signs are those of Athalye et al., ICML 2018, arXiv:1802.00420,
 Carlini et al., 2019, arXiv:1902.06705, AutoAttack's flags, and Pintor et al., NeurIPS 2022, arXiv:2106.09947.
 """
 
@@ -22,7 +22,8 @@ import pyarrow as pa
 from ironclip.errors import DataError, ValueRangeError
 from ironclip.evaluation.metrics import clean_correct, robust_correct
 
-CHECKS_VERSION = 1
+CHECKS_VERSION = 2
+"""2: `restart_spread` allows for two samples where these are more than 2 % (docs/decisions/012)."""
 
 Flags = npt.NDArray[np.bool_]
 Profile = Literal["light", "full"]
@@ -167,7 +168,7 @@ def restart_spread(rows: pa.Table, restarts: int) -> Check:
     if restarts < 5:
         return not_run("restart_spread")
     late = clean & ~robust & (_column(rows, "restart") >= 1)
-    return _above("restart_spread", float(late.mean()), 0.02)
+    return _above("restart_spread", float(late.mean()), max(0.02, 2 / late.size))
 
 
 def ce_margin_gap(by_ce: pa.Table, by_margin: pa.Table, *, margin_was_run_in_full: bool = False) -> Check:
@@ -217,6 +218,16 @@ def black_box_stronger(white_box: Sequence[pa.Table], black_box: pa.Table) -> Ch
 def transfer_stronger(white_box: Sequence[pa.Table], transfer: pa.Table) -> Check:
     """Count survivors of all white-box attacks that images made for other models break; raises as `step_doubling`."""
     return _beaten("transfer_stronger", white_box, transfer, share=0.005)
+
+
+def bpda_stronger(attacks: Sequence[pa.Table], straight: pa.Table) -> Check:
+    """Count survivors that a stand-in for the defence's gradient breaks; raises as `step_doubling`."""
+    return _beaten("bpda_stronger", attacks, straight, share=0.02, least=0)
+
+
+def grey_attack(attacks: Sequence[pa.Table], grey: pa.Table) -> Check:
+    """Count survivors, at a radius of at least 1/2, that a grey image breaks; raises as `step_doubling`."""
+    return _beaten("grey_attack", attacks, grey, share=0, least=0)
 
 
 def eps_monotone(by_eps: Mapping[Fraction, pa.Table]) -> Check:

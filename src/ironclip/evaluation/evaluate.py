@@ -25,9 +25,11 @@ from ironclip.data.order import epoch_order, limit, read_batches, shard
 from ironclip.errors import ConfigError, DataError
 from ironclip.evaluation.describing import acting_pixels, dataset_info, members_of, session, unit_record
 from ironclip.evaluation.diagnosis import PROBED, diagnose, open_probe, probed_ids
+from ironclip.evaluation.image_files import Adversarials
 from ironclip.evaluation.records import ModelInfo, RunRecord, SuiteInfo, UnitRecord, gallery_ids
-from ironclip.evaluation.store import Adversarials, RunStore
+from ironclip.evaluation.store import RunStore
 from ironclip.evaluation.unfinished import Unfinished
+from ironclip.models.kernels import choose_kernels
 from ironclip.models.sources import load_classifier, load_model, model_identity
 from ironclip.models.zero_shot import Classifier, ZeroShotClassifier
 from ironclip.suites.suite import SuiteDataset, load_suite
@@ -330,6 +332,7 @@ def _classifiers(request: EvaluationRequest, infos: Sequence[SuiteDataset]) -> l
     if request.model.startswith("python:"):
         return [load_classifier(request.model, i.class_names, i.templates, device=request.device) for i in infos]
     model = load_model(request.model, device=request.device, fast=request.fast)
+    choose_kernels(model, request.tile, PRECISIONS[request.search_dtype])
     return [ZeroShotClassifier(model, info.class_names, info.templates) for info in infos]
 
 

@@ -1,6 +1,6 @@
 """Scores of one text of one image, as an attack on captions or answers wants them: `(image, text) -> float`.
 
-Both belong to a fixed list of images, since CIDEr's weights come from the whole list: clean and attacked texts are to
+All belong to a fixed list of images, since CIDEr's weights come from the whole list: clean and attacked texts are to
 be scored by the same one. An attack keeps the text of the lowest score, so a score must be what the table shows.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ironclip.evaluation.caption_tokens import caption_tokens
 from ironclip.evaluation.cider import CiderD
-from ironclip.evaluation.vqa import vqa_accuracy
+from ironclip.evaluation.vqa import normalise_answer, vqa_accuracy
 
 Score = Callable[[int, str], float]
 
@@ -35,3 +35,13 @@ def answer_score(references: Sequence[Sequence[str]]) -> Score:
         references: For each image what people answered, two or more.
     """
     return lambda image, text: vqa_accuracy(text, references[image])
+
+
+def exact_score(references: Sequence[Sequence[str]]) -> Score:
+    """Score answers by whether they are the one right answer, both written alike: 0 or 1.
+
+    Args:
+        references: For each image the answer.
+    """
+    right = [{normalise_answer(text) for text in own} for own in references]
+    return lambda image, text: float(normalise_answer(text) in right[image])

@@ -61,8 +61,9 @@ def check_choice(class_names: Sequence[str]) -> None:
         ConfigError: Fewer than two, or two that read alike.
     """
     if len(class_names) < 2:
+        named = f' "{class_names[0]}" alone is no choice.' if class_names else ""
         raise ConfigError(
-            f"classes to choose from: {len(class_names)}.", "Give at least two, such as --classes cat,dog,car."
+            f"classes to choose from: {len(class_names)}.{named}", "Give at least two, such as --classes cat,dog,car."
         )
     if alike := colliding_names(class_names):
         raise ConfigError(f'"{alike[0][0]}" stands twice among the classes.', "Give each class once.")

@@ -1,6 +1,6 @@
 """Signs that only the model itself can show, on a few samples: repeated forwards, gradients, neighbours in a tile.
 
-Source: evaluation plan 3.1, thresholds version 1. Deviations: finite differences are taken between points cut to the
+Source: evaluation plan 3.1, thresholds version 2. Deviations: finite differences are taken between points cut to the
 box and compared with the gradient along what is left of the way; the error along the gradient is a check of its own,
 `fd_relative_error`, beside the correlation, `fd_cosine`; differences are those of the margin against the class that
 comes second on the image, which has no kink where rivals change places.

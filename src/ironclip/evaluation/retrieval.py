@@ -54,6 +54,19 @@ def hits_at_k(similarity: npt.ArrayLike, queries: npt.ArrayLike, targets: npt.Ar
     return hits
 
 
+def match_ranks(similarity: npt.ArrayLike, queries: npt.ArrayLike, targets: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """Return the rank of each query's nearest match, from 1; what ties with it stands before it.
+
+    Arguments and errors as in `hits_at_k`: a rank of at most k is a hit.
+    """
+    scores, asked, offered = np.asarray(similarity, dtype=np.float64), np.asarray(queries), np.asarray(targets)
+    hits_at_k(scores, asked, offered, 1)  # refuses what does not fit
+    own = asked[:, None] == offered[None]
+    nearest = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
+    ranks: npt.NDArray[np.int64] = 1 + (~own & (scores >= nearest)).sum(axis=1)
+    return ranks
+
+
 def chance_at_k(targets: int, matches: int, k: int) -> float:
     """Return the share of hits when the order of the targets is random.
 

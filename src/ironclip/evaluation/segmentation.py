@@ -9,27 +9,24 @@ image's side bilinearly. The attack is gradient ascent on the mean cross-entropy
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ironclip.attacks.base import Attack
-from ironclip.attacks.driver import DriverSettings, run_attack
+from ironclip.attacks.driver import DriverSettings, exact_float32, run_attack
 from ironclip.attacks.objectives import Evaluation, Objective
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.data.masks import UNLABELLED, MaskedImage
 from ironclip.errors import ConfigError, ShapeError, ValueRangeError
+from ironclip.evaluation.iou import Counts, confusion
 from ironclip.models.clip import CLIPModel
 from ironclip.models.zero_shot import encode_classes
-
-Counts = npt.NDArray[np.int64]
 
 
 class Segmenter(nn.Module):
@@ -127,55 +124,6 @@ class Mislabel(Objective):
         return self.segmenter.model.computing(dtype)
 
 
-def confusion(truth: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> Counts:
-    """Count pixels by true class (rows) and predicted class (columns), `[C, C]`; unlabelled ones are left out.
-
-    Args:
-        truth: Integers of any shape, below `classes` or `UNLABELLED`.
-        predicted: Integers of the same shape, below `classes`.
-        classes: C.
-
-    Raises:
-        ShapeError: The shapes differ.
-        ValueRangeError: A class is out of range.
-    """
-    real, said = np.asarray(truth), np.asarray(predicted)
-    if real.shape != said.shape:
-        raise ShapeError(f"masks {real.shape} and predictions {said.shape}.", "Give one prediction a pixel.")
-    labelled = real != UNLABELLED
-    real, said = real[labelled].astype(np.int64), said[labelled].astype(np.int64)
-    both = np.concatenate([real, said])
-    if both.size and (both.min() < 0 or both.max() >= classes):
-        raise ValueRangeError(
-            f"classes from {both.min()} to {both.max()}, of {classes}.", "Masks hold indices into the class names."
-        )
-    return np.bincount(real * classes + said, minlength=classes * classes).reshape(classes, classes)
-
-
-def class_iou(counts: Counts) -> list[float | None]:
-    """Return for each class the pixels rightly given to it over those that are or were given to it.
-
-    None for a class that no pixel is: what was wrongly given to it already lowers the class that the pixel is, and the
-    mean over classes must not run over other classes under attack than without.
-    """
-    right, real, said = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
-    return [
-        float(hit / (own + given - hit)) if own else None for hit, own, given in zip(right, real, said, strict=True)
-    ]
-
-
-def mean_iou(counts: Counts) -> float:
-    """Return the mean of `class_iou` over the classes that occur, in [0, 1].
-
-    Raises:
-        ValueRangeError: No pixel is labelled.
-    """
-    found = [share for share in class_iou(counts) if share is not None]
-    if not found:
-        raise ValueRangeError("mIoU of no labelled pixel.", "Give images with masks.")
-    return math.fsum(found) / len(found)
-
-
 @dataclass(frozen=True)
 class SegmentationResult:
     """Confusions `[C, C]` over all images, clean and attacked; `mean_iou` and `class_iou` make numbers of them."""
@@ -221,16 +169,18 @@ def evaluate_segmentation(
     classes = len(segmenter.class_names)
 
     def counted(points: Tensor) -> Counts:
-        said = torch.cat(list(_labels(segmenter, points, driver)))
-        return confusion(masks.numpy(), said.numpy(), classes)
+        return confusion(masks.numpy(), likeliest(segmenter, points, driver).numpy(), classes)
 
     return SegmentationResult(counted(pixels), counted(outcome.adversarial))
 
 
-def _labels(segmenter: Segmenter, points: Tensor, driver: DriverSettings) -> Iterator[Tensor]:
-    """Give the likeliest class of each pixel, a tile at a time, padded as the driver's tiles are."""
-    with torch.no_grad():
+@torch.no_grad()
+def likeliest(segmenter: Segmenter, points: Tensor, driver: DriverSettings) -> Tensor:
+    """Return the likeliest class of each pixel, int64 `[N, H, W]`; a tile at a time, padded as the driver's are."""
+    found = []
+    with exact_float32(segmenter.class_weights.device):
         for own in torch.arange(len(points)).split(driver.tile):
             rows = torch.cat([own, own[:1].repeat(-len(own) % driver.granule)])
             logits = segmenter.logits(points[rows].to(segmenter.class_weights.device))
-            yield logits.argmax(dim=1)[: len(own)].cpu()
+            found.append(logits.argmax(dim=1)[: len(own)].cpu())
+    return torch.cat(found)

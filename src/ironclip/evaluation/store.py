@@ -16,21 +16,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic
-import safetensors.numpy
 
-from ironclip.errors import ConfigError, DataError, ResumeError, ShapeError
+from ironclip.errors import ConfigError, DataError, ResumeError
 from ironclip.evaluation.aggregate import AggregateRow, aggregate_rows
 from ironclip.evaluation.diagnostics import CHECKS_VERSION, Diagnosis
+from ironclip.evaluation.image_files import Adversarials, Pixels, image_keys, pack_images, unpack_images
 from ironclip.evaluation.records import (
     SCHEMA_VERSION,
     DatasetInfo,
@@ -46,22 +44,6 @@ from ironclip.files import hashed_files, read_hashed, write_atomically, write_ha
 from ironclip.registry import explain
 
 log = logging.getLogger(__name__)
-Pixels = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Adversarials:
-    """Clean images and what the attack made of them.
-
-    Attributes:
-        keys: One sample id an image.
-        clean: Float32 `[K, 3, H, W]` in [0, 1].
-        adversarial: Float32 `[K, 3, H, W]`.
-    """
-
-    keys: Sequence[str]
-    clean: Pixels
-    adversarial: Pixels
 
 
 class RunStore:
@@ -114,7 +96,11 @@ class RunStore:
         try:
             run = pydantic.TypeAdapter(RunRecord).validate_json(file.read_bytes())
         except pydantic.ValidationError as error:
-            problems = explain(error, "run.json")
+            if (path / "model").is_dir():
+                raise DataError(
+                    f"{path} is the run of a training, not of an evaluation.", f"Evaluate it: ironclip eval {path}"
+                ) from None
+            problems = "; ".join(explain(error, "run.json").splitlines())
             raise DataError(
                 f"{file} cannot be read: {problems}", "Restore it from a copy, or evaluate again."
             ) from None
@@ -185,7 +171,7 @@ class RunStore:
         table = rows_table(rows, self.record(unit), chunk)
         # Images first: a chunk whose rows are there counts as done.
         if adversarials is not None and len(adversarials.keys):
-            content = _pack(adversarials, known=set(table["sample_id"].to_pylist()))
+            content = pack_images(adversarials, known=set(table["sample_id"].to_pylist()))
             write_hashed(self.path / "adversarials" / unit, chunk, ".safetensors", content)
         buffer = BytesIO()
         pq.write_table(table, buffer, compression="zstd")
@@ -231,19 +217,13 @@ class RunStore:
 
     def image_ids(self, unit: str) -> set[str]:
         """Return the samples whose images are stored."""
-        return {key for _, content in self._intact("adversarials", unit) for key in _keys(content)}
+        return {key for _, content in self._intact("adversarials", unit) for key in image_keys(content)}
 
     def read_images(self, unit: str, ids: Collection[str]) -> dict[str, tuple[Pixels, Pixels]]:
         """Return the clean and the attacked image `[3, H, W]` of those samples that have them."""
-        images = {}
+        images: dict[str, tuple[Pixels, Pixels]] = {}
         for _, content in self._intact("adversarials", unit):
-            keys = _keys(content)
-            if not set(keys) & set(ids):
-                continue
-            tensors = safetensors.numpy.load(content)
-            for row, key in enumerate(keys):
-                if key in ids:
-                    images[key] = (tensors["clean"][row], tensors["adversarial"][row])
+            images |= unpack_images(content, ids)
         return images
 
     def aggregate(self, unit: str) -> AggregateRow:
@@ -336,24 +316,3 @@ def _place(session: Session) -> Session:
 def _json(record: Any) -> bytes:
     plain = pydantic.TypeAdapter(type(record)).dump_python(record, mode="json")
     return (json.dumps(plain, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _pack(images: Adversarials, known: set[str]) -> bytes:
-    clean, adversarial = (np.ascontiguousarray(side, dtype=np.float32) for side in (images.clean, images.adversarial))
-    if clean.ndim != 4 or clean.shape != adversarial.shape or len(clean) != len(images.keys):
-        raise ShapeError(
-            f"{len(images.keys)} keys for clean images {clean.shape} and attacked images {adversarial.shape}.",
-            "Give float32 [K, 3, H, W] twice, and K keys.",
-        )
-    strangers = set(images.keys) - known
-    if strangers:
-        raise DataError(f"images of {min(strangers)}, which has no row in the chunk.", "Store them with their rows.")
-    metadata = {"keys": json.dumps(list(images.keys))}
-    return bytes(safetensors.numpy.save({"clean": clean, "adversarial": adversarial}, metadata=metadata))
-
-
-def _keys(content: bytes) -> list[str]:
-    # The header alone: eight bytes of length, then JSON, as the safetensors format defines it.
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    keys: list[str] = json.loads(header["__metadata__"]["keys"])
-    return keys

@@ -141,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any]:
     refuse_impostor(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, ValueError) as error:
+    except (ValueError, RecursionError) as error:  # brackets in brackets, by the thousand
         raise ConfigError(f"{path} is not JSON: {error}.", "Fetch the file anew, or mend it.") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a {type(content).__name__}, expected a JSON object.", "Fetch the file anew.")

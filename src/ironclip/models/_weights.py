@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,21 @@ from ironclip.files import replace_durably
 from ironclip.models._files import first_line, refuse_impostor
 
 logger = logging.getLogger(__name__)
+
+# What torch raises on bytes that are no file of its own, found by giving it texts and flipping and cutting bytes.
+_UNREADABLE = (
+    RuntimeError,
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+)
 
 # OpenAI's own checkpoints carry these beside the weights; they are sizes, and a mark of where the file comes from.
 OPENAI_SIZES = frozenset({"input_resolution", "context_length", "vocab_size"})
@@ -70,7 +86,7 @@ def _read_pickle(path: Path) -> object:
     else:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError):
+        except _UNREADABLE:
             if not is_zip:
                 raise WeightsError(
                     f"{path} is truncated or no PyTorch file ({path.stat().st_size:,} bytes).",
@@ -181,5 +197,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors as safetensors, whole or not at all."""
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(content, temporary, metadata={"format": "pt"})
+    try:
+        save_file(content, temporary, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, as safetensors says it
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path} cannot be written: {first_line(error)}") from None
     replace_durably(temporary, path)

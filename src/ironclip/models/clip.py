@@ -16,14 +16,22 @@ from torch import Tensor, nn
 
 from ironclip.errors import ConfigError, ShapeError
 from ironclip.models.adapters import Adapters
-from ironclip.models.fast import FastVision, why_not
+from ironclip.models.fast import FastVision, compiled_embed, embed, why_not
+from ironclip.models.fast_text import FastText, why_not_text
 from ironclip.models.preprocessing import Preprocessing, check_pixels
 from ironclip.models.prompts import Prompts
-from ironclip.models.text_tower import embed_ids, why_no_pieces
 from ironclip.randomness import SampleRandom
 
 T = TypeVar("T")
 Tokenizer = Callable[[Sequence[str]], Tensor]
+Kernels = Literal["products", "fused", "compiled", "stock"]
+
+_PATHS: dict[Kernels, str] = {
+    "products": "on",
+    "fused": "on, fused attention",
+    "compiled": "on, compiled",
+    "stock": "open_clip's own pass was measured faster",
+}
 
 
 @dataclass(frozen=True)
@@ -47,14 +55,19 @@ class CLIPModel(nn.Module):
     """A CLIP whose preprocessing lies inside, so that nobody can forget it and an adversary acts before it.
 
     Pixels are float `[B, 3, H, W]` in [0, 1] at any resolution. `embed_*` gives raw embeddings (what FARE and LEAF
-    compare), `*_features` unit rows in float32. Image passes run in `compute_dtype` (see `computing`); the text tower,
-    norms, similarities and logits are always float32.
+    compare), `*_features` unit rows in float32. Passes of both towers run in `compute_dtype` (see `computing`); norms,
+    similarities and logits are float32, and class weights too: `encode_classes` computes in float32 wherever it stands.
 
     Args:
         clip: An open_clip model with two towers and a logit scale.
         tokenizer: Texts to token ids `[N, L]`.
         spec: Origin, hash, preprocessing.
-        fast: Use the fast path where it serves the tower (`fast_path` tells).
+        fast: Use the fast paths where they serve the towers.
+
+    Attributes:
+        fast_path: "on" where the fast path serves the image tower, perhaps with what was chosen by measuring
+            (`use_kernels`); else why not.
+        text_path: Likewise, of the text tower.
 
     Raises:
         ConfigError: SigLIP's logit bias, which cosine logits cannot express; or prompts or adapters in `clip`, and
@@ -73,7 +86,11 @@ class CLIPModel(nn.Module):
         self.spec = spec
         self.compute_dtype = torch.float32
         self.fast_path = "switched off" if not fast else why_not(self.visual) or "on"
-        self._fast = FastVision(self.visual) if self.fast_path == "on" else None
+        self.text_path = "switched off" if not fast else why_not_text(self.clip) or "on"
+        self._fast_vision = FastVision(self.visual) if self.fast_path == "on" else None
+        self._fast = self._fast_vision  # what is in use: `use_kernels`
+        self._fast_text = FastText(self.clip) if self.text_path == "on" else None
+        self._checkpointing = False
         if self.prompts is not None or self.adapters is not None:
             self._read_pieces()
         self.train(False)
@@ -150,27 +167,88 @@ class CLIPModel(nn.Module):
             yield
 
     def _check_pieces(self) -> None:
-        reason = f"its fast path is off: {self.fast_path}" if self._fast is None else why_no_pieces(self.clip)
-        if reason is not None:
+        if self._fast_vision is None or self._fast_text is None:
+            reason = self.fast_path if self._fast_vision is None else self.text_path
             raise ConfigError(
-                f"{self.spec.origin} cannot read prompts and adapters: {reason}.",
-                "Use a vision transformer of open_clip, with the fast path.",
+                f"{self.spec.origin} cannot read prompts and adapters: its fast path is off: {reason}.",
+                "Use a vision transformer of open_clip with CLIP's own text tower, with the fast path.",
             )
 
     def _read_pieces(self) -> None:
         self._check_pieces()
-        self._fast = FastVision(self.visual, self.prompts, None if self.adapters is None else self.adapters.image)
+        for fast, name in ((self._fast_vision, "image"), (self._fast_text, "text")):
+            if fast is not None:
+                fast.prompts, fast.adapters = self.prompts, getattr(self.adapters, name, None)
+        if self._fast is None:  # what was measured faster reads no pieces
+            self.use_kernels("products")
 
     # Precision
 
     @contextmanager
     def computing(self, dtype: torch.dtype) -> Iterator[None]:
-        """Run image passes inside the block in another precision (bfloat16 to search, float64 to settle ties)."""
+        """Run both towers inside the block in another precision (bfloat16 to search, float64 to settle ties)."""
         before, self.compute_dtype = self.compute_dtype, dtype
         try:
             yield
         finally:
             self.compute_dtype = before
+
+    # Speed and memory
+
+    @property
+    def kernels_offered(self) -> tuple[Kernels, ...]:
+        """What `use_kernels` takes; nothing where no fast path serves the image tower."""
+        if self._fast_vision is None:
+            return ()
+        fast: tuple[Kernels, ...] = ("products", "fused", "compiled")
+        return fast if self.prompts is not None or self.adapters is not None else (*fast, "stock")
+
+    def use_kernels(self, name: Kernels) -> None:
+        """Run the image tower, and the attention of both, on other kernels; `fast_path` tells which from then on.
+
+        Args:
+            name: "products": attention as batched products, what a model begins with; "fused": as torch's
+                scaled_dot_product_attention; "compiled": "products" by torch.compile; "stock": open_clip's own pass.
+
+        Raises:
+            ConfigError: Not offered to this model.
+        """
+        offered = self.kernels_offered
+        if name not in offered:
+            raise ConfigError(
+                f'kernels "{name}" for {self.spec.origin}, whose fast path is: {self.fast_path}.',
+                f"Give one of {', '.join(offered)}." if offered else "Leave the kernels as they are.",
+            )
+        self.fast_path = _PATHS[name]
+        self._fast = None if name == "stock" else self._fast_vision
+        if self._fast is not None:
+            self._fast.run = compiled_embed() if name == "compiled" else embed
+        for fast in (self._fast_vision, self._fast_text):
+            if fast is not None:
+                fast.fused = name == "fused"
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether tuning keeps the inputs of transformer blocks only, and runs each again in the backward pass.
+
+        Gradients stay the same bit for bit; a step costs a third more and keeps a small part of the activations. On the
+        fast path attacks, which tune nothing, do not pay for it. ResNets keep everything.
+        """
+        return self._checkpointing
+
+    @checkpointing.setter
+    def checkpointing(self, wanted: bool) -> None:
+        try:
+            self.clip.set_grad_checkpointing(wanted)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{type(self.visual).__name__} of {self.spec.origin} cannot recompute its activations: {error}.",
+                "Leave activation checkpointing off.",
+            ) from error
+        self._checkpointing = wanted
+        for fast in (self._fast_vision, self._fast_text):
+            if fast is not None:
+                fast.checkpointing = wanted
 
     # Images
 
@@ -194,7 +272,7 @@ class CLIPModel(nn.Module):
         if self._fast is not None:
             embedding = self._fast.embed(normalised, self.compute_dtype)
         else:
-            embedding = self._stock(lambda tower, x: tower(x), normalised)
+            embedding = self._stock(self.visual, lambda tower, x: tower(x), normalised)
         return embedding if self.compute_dtype == torch.float64 else embedding.float()
 
     def image_features(self, pixels: Tensor) -> Tensor:
@@ -220,7 +298,7 @@ class CLIPModel(nn.Module):
                 kept = tower.forward_intermediates(x, indices=[count - 1], output_fmt="NLC")
                 return kept["image_features"], tower.ln_post(kept["image_intermediates"][0]) @ tower.proj
 
-            embedding, patches = self._stock(read, normalised)
+            embedding, patches = self._stock(self.visual, read, normalised)
         exact = self.compute_dtype == torch.float64
         return (embedding, patches) if exact else (embedding.float(), patches.float())
 
@@ -255,7 +333,7 @@ class CLIPModel(nn.Module):
                 last: Tensor = kept["image_intermediates"][0]
                 return tower.ln_post(last) @ tower.proj if projected else last
 
-            patches = self._stock(read, normalised)
+            patches = self._stock(self.visual, read, normalised)
         return patches if self.compute_dtype == torch.float64 else patches.float()
 
     # Texts
@@ -265,12 +343,17 @@ class CLIPModel(nn.Module):
         return self.tokenizer(list(texts)).to(self.device)
 
     def embed_text(self, texts: Tensor | Sequence[str]) -> Tensor:
-        """Embed texts or their token ids `[N, L]`, raw: float32 `[N, D]`; behind the learned words, if any."""
+        """Embed texts or their token ids `[N, L]`, raw; behind the learned words, if any.
+
+        Returns:
+            `[N, D]`, float32 (float64 when computing in it), of a pass in `compute_dtype`.
+        """
         ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
-        if self.prompts is not None or self.adapters is not None:
-            words = () if self.prompts is None else self.prompts.text_layers()
-            return embed_ids(self.clip, ids, words, None if self.adapters is None else self.adapters.text).float()
-        return self.clip.encode_text(ids).float()  # type: ignore[no-any-return]  # open_clip is untyped
+        if self._fast_text is not None:
+            embedding = self._fast_text.embed(ids, self.compute_dtype)
+        else:
+            embedding = self._stock(self.clip, lambda clip, x: clip.encode_text(x), ids)
+        return embedding if self.compute_dtype == torch.float64 else embedding.float()
 
     def text_features(self, texts: Tensor | Sequence[str]) -> Tensor:
         """Embed texts or their token ids as unit rows `[N, D]`."""
@@ -301,13 +384,13 @@ class CLIPModel(nn.Module):
         frame = None if self.prompts is None else self.prompts.frame
         return normalised if frame is None else frame(normalised)
 
-    def _stock(self, read: Callable[[Any, Tensor], T], normalised: Tensor) -> T:
-        """Run open_clip's own tower in the compute dtype."""
+    def _stock(self, module: nn.Module, read: Callable[[Any, Tensor], T], given: Tensor) -> T:
+        """Run a tower of open_clip's own on normalised pixels or token ids, in the compute dtype."""
         if self.compute_dtype == torch.float64:
             # A copy, for the rare ties that float32 cannot settle; never kept, never trained.
-            return read(copy.deepcopy(self.visual).double(), normalised.double())
-        with torch.autocast(normalised.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
-            return read(self.visual, normalised)
+            return read(copy.deepcopy(module).double(), given.double() if given.is_floating_point() else given)
+        with torch.autocast(given.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32):
+            return read(module, given)
 
 
 def tokenizer_for(architecture: dict[str, Any]) -> Tokenizer:

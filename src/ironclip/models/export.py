@@ -52,11 +52,17 @@ def export_model(model: CLIPModel, folder: Path, layout: str) -> Path:
             "Use it with IronCLIP; a run that tuned a tower or adapters can be exported.",
         )
     refuse_occupied(folder)
-    if model.adapters is not None:
-        model = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
-        merge_adapters(model)
-    LAYOUTS[layout](model, folder)
+    LAYOUTS[layout](with_merged_adapters(model), folder)
     return folder
+
+
+def with_merged_adapters(model: CLIPModel) -> CLIPModel:
+    """Return a model whose weights have swallowed the adapters, a copy; the model itself where there are none."""
+    if model.adapters is None:
+        return model
+    model = copy.deepcopy(model, {id(model.tokenizer): model.tokenizer})
+    merge_adapters(model)
+    return model
 
 
 def refuse_occupied(folder: Path) -> None:

@@ -6,8 +6,6 @@ What is unusual here, and why (measurements: docs/performance.md):
   ask for none, so that an attack pays for the input gradient only.
 - Pixels are cast after normalisation. Their rounding (steps up to 2^-7, as coarse as a perturbation of 1/255) averages
   out over a patch: a second bfloat16 half that carries the rest was tried and moved no verdict (decision 003).
-- Queries, keys and values are one contiguous `[3, B * heads, T, d]`; attention is two batched products. The fused
-  attention kernels of CPUs are slower for the 50 to 257 tokens of a CLIP tower.
 - The last block computes the class token only, where only that is asked for.
 - Shapes depend on the tile only, and every product treats rows alike: rows do not depend on their neighbours.
 - Prompts are tokens more; adapters are swallowed by the working weights, but where training drops some of them.
@@ -17,17 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import LayerNorm, LayerNormFp32, QuickGELU, ResidualAttentionBlock, VisionTransformer
+from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ironclip.models.adapters import TowerAdapters, adapt, merged
+from ironclip.models.adapters import TowerAdapters
+from ironclip.models.fast_blocks import Affine, TowerWeights, cast, layer_norm, pack_blocks, run_block, why_not_blocks
 from ironclip.models.prompts import Prompts
+from ironclip.models.working_copies import FastTower
 
 
 def why_not(tower: nn.Module) -> str | None:
@@ -43,119 +42,34 @@ def why_not(tower: nn.Module) -> str | None:
         return "it has no projection, or a bias in the patch embedding"
     if isinstance(tower.ln_pre, nn.Identity) or getattr(tower, "final_ln_after_pool", False):
         return "its layer norms stand elsewhere"
-    for block in tower.transformer.resblocks:
-        if type(block) is not ResidualAttentionBlock or not isinstance(block.attn, nn.MultiheadAttention):
-            return "its blocks are not plain attention blocks"
-        if not (isinstance(block.ls_1, nn.Identity) and isinstance(block.ls_2, nn.Identity)):
-            return "its blocks scale their branches"
-        activation = block.mlp.gelu
-        if not isinstance(activation, nn.GELU | QuickGELU) or getattr(activation, "approximate", "none") != "none":
-            return f"its activation is {activation}"
-        if type(block.ln_1) not in (nn.LayerNorm, LayerNorm, LayerNormFp32):
-            return f"its normalisation is {type(block.ln_1).__name__}"
-    return None
+    return why_not_blocks(tower.transformer)
 
 
-@dataclass(frozen=True)
-class Affine:
-    """Weight and bias of a linear map or a layer norm, in the working precision."""
-
-    weight: Tensor
-    bias: Tensor
-
-
-@dataclass(frozen=True)
-class BlockWeights:
-    """One transformer block; `adapters` after attention and MLP where `out` and `proj` have not swallowed them."""
-
-    ln_1: Affine
-    qkv: Affine
-    out: Affine
-    ln_2: Affine
-    fc: Affine
-    proj: Affine
-    adapters: tuple[Tensor, Tensor] | None = None
-
-
-@dataclass(frozen=True)
-class VisionWeights:
-    """The tower in one precision; tensors carry gradients to the parameters where those ask for them."""
+@dataclass(frozen=True, kw_only=True)
+class VisionWeights(TowerWeights):
+    """The image tower in one precision."""
 
     patch: Tensor
     patch_size: int
     class_token: Tensor
     positions: Tensor
     ln_pre: Affine
-    blocks: tuple[BlockWeights, ...]
     ln_post: Affine
     projection: Tensor
-    heads: int
-    eps: float
-    activation: Callable[[Tensor], Tensor]
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """Return `x * sigmoid(1.702 x)`, the activation of OpenAI's CLIP."""
-    return x * torch.sigmoid(1.702 * x)
 
 
 def pack(tower: Any, dtype: torch.dtype, adapters: TowerAdapters | None = None) -> VisionWeights:
-    """Cast a tower's parameters to the working precision; differentiable with respect to them.
-
-    Adapters are merged into the weights, or stand beside them while some are dropped.
-    """
-
-    def cast(parameter: Tensor) -> Tensor:
-        return parameter.to(dtype).contiguous()
-
-    def affine(weight: Tensor, bias: Tensor) -> Affine:
-        return Affine(cast(weight), cast(bias))
-
-    def layer(module: Any) -> Affine:
-        return affine(module.weight, module.bias)
-
-    def ending(module: Any, product: Tensor | None) -> Affine:
-        if product is None:
-            return layer(module)
-        wide = torch.promote_types(dtype, torch.float32)
-        return affine(*merged(module.weight.to(wide), module.bias.to(wide), product.to(wide)))
-
-    resblocks = tower.transformer.resblocks
-    maps = [] if adapters is None else adapters.products()
-    apart = adapters is not None and adapters.gates is not None
-    inside = maps if maps and not apart else [(None, None)] * len(resblocks)
-    beside = [(cast(first), cast(second)) for first, second in maps] if apart else [None] * len(resblocks)
-    blocks = tuple(
-        BlockWeights(
-            ln_1=layer(block.ln_1),
-            qkv=affine(block.attn.in_proj_weight, block.attn.in_proj_bias),
-            out=ending(block.attn.out_proj, attention),
-            ln_2=layer(block.ln_2),
-            fc=layer(block.mlp.c_fc),
-            proj=ending(block.mlp.c_proj, mlp),
-            adapters=pair,
-        )
-        for block, (attention, mlp), pair in zip(resblocks, inside, beside, strict=True)
-    )
-    first = tower.transformer.resblocks[0]
+    """Cast a tower's parameters to the working precision; differentiable with respect to them."""
     return VisionWeights(
-        patch=cast(tower.conv1.weight.flatten(1)),
+        **vars(pack_blocks(tower.transformer, dtype, adapters)),
+        patch=cast(tower.conv1.weight.flatten(1), dtype),
         patch_size=int(tower.conv1.kernel_size[0]),
-        class_token=cast(tower.class_embedding),
-        positions=cast(tower.positional_embedding),
-        ln_pre=layer(tower.ln_pre),
-        blocks=blocks,
-        ln_post=layer(tower.ln_post),
-        projection=cast(tower.proj),
-        heads=int(first.attn.num_heads),
-        eps=float(first.ln_1.eps),
-        activation=quick_gelu if isinstance(first.mlp.gelu, QuickGELU) else F.gelu,
+        class_token=cast(tower.class_embedding, dtype),
+        positions=cast(tower.positional_embedding, dtype),
+        ln_pre=Affine.of(tower.ln_pre, dtype),
+        ln_post=Affine.of(tower.ln_post, dtype),
+        projection=cast(tower.proj, dtype),
     )
-
-
-def layer_norm(x: Tensor, affine: Affine, eps: float) -> Tensor:
-    """Normalise the last axis."""
-    return F.layer_norm(x, (x.shape[-1],), affine.weight, affine.bias, eps)
 
 
 def cut_patches(images: Tensor, side: int) -> Tensor:
@@ -169,41 +83,6 @@ def cut_patches(images: Tensor, side: int) -> Tensor:
 def embed_patches(weights: VisionWeights, normalised: Tensor) -> Tensor:
     """Cut `[B, 3, H, W]` into patches and project them: `[B, P, W]` in the working precision."""
     return F.linear(cut_patches(normalised.to(weights.patch.dtype), weights.patch_size), weights.patch)
-
-
-def split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """Cut `[B, T, parts * W]` into `parts` contiguous tensors `[B * heads, T, d]`."""
-    batch, length, width = x.shape
-    depth = width // parts // heads
-    cut = x.view(batch, length, parts, heads, depth).permute(2, 0, 3, 1, 4)
-    return cut.reshape(parts, batch * heads, length, depth).unbind(0)
-
-
-def mix(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
-    """Attend from `[B * heads, Q, d]` to `[B * heads, T, d]`: `[B, Q, W]`, heads joined."""
-    rows, queries, depth = query.shape
-    # The scale rides on the product: one pass over memory less than scaling the queries.
-    nothing = query.new_zeros(1, 1, 1)
-    scores = torch.baddbmm(nothing, query, key.transpose(1, 2), beta=0, alpha=depth**-0.5)
-    mixed = torch.bmm(torch.softmax(scores, dim=-1), value)
-    return (
-        mixed.view(rows // heads, heads, queries, depth).transpose(1, 2).reshape(rows // heads, queries, heads * depth)
-    )
-
-
-def attend(x: Tensor, block: BlockWeights, heads: int) -> Tensor:
-    """Multi-head self-attention on `[B, T, W]`, without mask."""
-    query, key, value = split_heads(F.linear(x, block.qkv.weight, block.qkv.bias), 3, heads)
-    return F.linear(mix(query, key, value, heads), block.out.weight, block.out.bias)
-
-
-def attend_from_class(x: Tensor, block: BlockWeights, heads: int) -> Tensor:
-    """Multi-head self-attention of the class token alone: `[B, T, W]` to `[B, 1, W]`."""
-    width = x.shape[-1]
-    weight, bias = block.qkv.weight, block.qkv.bias
-    (query,) = split_heads(F.linear(x[:, :1], weight[:width], bias[:width]), 1, heads)
-    key, value = split_heads(F.linear(x, weight[width:], bias[width:]), 2, heads)
-    return F.linear(mix(query, key, value, heads), block.out.weight, block.out.bias)
 
 
 @dataclass(frozen=True)
@@ -234,25 +113,6 @@ class Inserted:
 NOTHING = Inserted()
 
 
-def run_block(
-    x: Tensor, block: BlockWeights, weights: VisionWeights, *, class_only: bool = False, gates: Tensor | None = None
-) -> Tensor:
-    """Run a block on `[B, T, W]`; `class_only` gives its class token `[B, 1, W]` and computes no more than that.
-
-    `gates` `[B, 2]` scale the adapters that stand beside the block's weights.
-    """
-    attention = attend_from_class if class_only else attend
-    attended = attention(layer_norm(x, block.ln_1, weights.eps), block, weights.heads)
-    if block.adapters is not None and gates is not None:
-        attended = adapt(attended, block.adapters[0], gates[:, 0])
-    x = attended + (x[:, :1] if class_only else x)
-    hidden = F.linear(layer_norm(x, block.ln_2, weights.eps), block.fc.weight, block.fc.bias)
-    branch = F.linear(weights.activation(hidden), block.proj.weight, block.proj.bias)
-    if block.adapters is not None and gates is not None:
-        branch = adapt(branch, block.adapters[1], gates[:, 1])
-    return x + branch
-
-
 def tokens(weights: VisionWeights, normalised: Tensor, *, layers: int, inserted: Inserted = NOTHING) -> Tensor:
     """Run the first `layers` blocks: `[B, 1 + P, W]`, class token first, prompts last, before the last norm."""
     patches = embed_patches(weights, normalised)
@@ -266,6 +126,11 @@ def tokens(weights: VisionWeights, normalised: Tensor, *, layers: int, inserted:
     return x
 
 
+def first_token(x: Tensor) -> Tensor:
+    """Pick the class token of `[B, T, W]`: `[B, 1, W]`."""
+    return x[:, :1]
+
+
 def class_token(weights: VisionWeights, normalised: Tensor, inserted: Inserted = NOTHING) -> Tensor:
     """Run the tower for its class token `[B, W]`, before the last norm.
 
@@ -274,7 +139,7 @@ def class_token(weights: VisionWeights, normalised: Tensor, inserted: Inserted =
     last = len(weights.blocks) - 1
     x = tokens(weights, normalised, layers=last, inserted=inserted)
     x = inserted.before(last, x)
-    return run_block(x, weights.blocks[last], weights, class_only=True, gates=inserted.gates_of(last))[:, 0]
+    return run_block(x, weights.blocks[last], weights, pick=first_token, gates=inserted.gates_of(last))[:, 0]
 
 
 def project(weights: VisionWeights, x: Tensor) -> Tensor:
@@ -282,51 +147,48 @@ def project(weights: VisionWeights, x: Tensor) -> Tensor:
     return layer_norm(x, weights.ln_post, weights.eps) @ weights.projection
 
 
-def _count_fused_step(optimiser: torch.optim.Optimizer, *_: object) -> None:
-    """Count the versions of parameters up where a fused optimiser, alone of all in-place updates, has not."""
-    for group in optimiser.param_groups:
-        if group.get("fused"):
-            for parameter in group["params"]:
-                increment_version(parameter)
+def embed(weights: VisionWeights, normalised: Tensor, inserted: Inserted = NOTHING) -> Tensor:
+    """Embed `[B, 3, R, R]`: `[B, D]` in the working precision."""
+    return project(weights, class_token(weights, normalised, inserted))
 
 
-register_optimizer_step_post_hook(_count_fused_step)
+Run = Callable[[VisionWeights, Tensor, Inserted], Tensor]
 
 
-class FastVision:
-    """A tower's working copies, one a precision, refreshed when the parameters change.
+@cache
+def compiled_embed() -> Run:
+    """Return `embed` by torch.compile: one for all models, since compiling takes long."""
+    return torch.compile(embed)
+
+
+class FastVision(FastTower[VisionWeights]):
+    """The image tower by the fast path.
 
     Args:
         tower: A tower that `why_not` does not object to; its parameters are read, never written.
         prompts: Whose tokens the tower reads, or None.
         adapters: Of the tower, or None.
+
+    Attributes:
+        run: `embed`, or `embed` compiled.
     """
 
     def __init__(self, tower: nn.Module, prompts: Prompts | None = None, adapters: TowerAdapters | None = None) -> None:
-        self.tower, self.prompts, self.adapters = tower, prompts, adapters
-        self._copies: dict[torch.dtype, tuple[object, VisionWeights]] = {}
+        super().__init__(prompts, adapters)
+        self.tower = tower
+        self.run: Run = embed
 
-    def weights(self, dtype: torch.dtype) -> VisionWeights:
-        """Return working weights: a fresh differentiable cast where gradients are wanted, else the kept copy."""
-        parameters = list(self.tower.parameters())
-        if self.adapters is not None:
-            parameters += self.adapters.parameters()
-        if self._gates is not None or (torch.is_grad_enabled() and any(p.requires_grad for p in parameters)):
-            return pack(self.tower, dtype, self.adapters)
-        # In-place updates (optimisers, load_state_dict) count the version up; moves and swaps change the address.
-        state = [(parameter._version, parameter.data_ptr()) for parameter in parameters]
-        kept, copy = self._copies.get(dtype, (None, None))
-        if copy is None or kept != state:
-            # The copy outlives the caller's inference mode, whose tensors no attack could differentiate through.
-            with torch.inference_mode(False), torch.no_grad():
-                copy = pack(self.tower, dtype, self.adapters)
-            self._copies[dtype] = (state, copy)
-        return copy
+    def packed(self) -> list[Tensor]:
+        """Return the tower's parameters."""
+        return list(self.tower.parameters())
+
+    def pack(self, dtype: torch.dtype) -> VisionWeights:
+        """Cast the tower."""
+        return pack(self.tower, dtype, self.adapters)
 
     def embed(self, normalised: Tensor, dtype: torch.dtype) -> Tensor:
         """Embed `[B, 3, R, R]`: `[B, D]` in the working precision."""
-        weights = self.weights(dtype)
-        return project(weights, class_token(weights, normalised, self._inserted(dtype)))
+        return self.run(self.weights(dtype), normalised, self._inserted(dtype))
 
     def embed_with_patches(self, normalised: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Embed `[B, 3, R, R]` and project its patches too, in one pass: `[B, D]`, `[B, P, D]`."""
@@ -341,10 +203,6 @@ class FastVision:
         patches = tokens(weights, normalised, layers=layers, inserted=inserted)[:, 1 : len(weights.positions)]
         return project(weights, patches) if projected else patches
 
-    @property
-    def _gates(self) -> Tensor | None:
-        return None if self.adapters is None else self.adapters.gates
-
     def _inserted(self, dtype: torch.dtype) -> Inserted:
         layers = () if self.prompts is None else self.prompts.image_layers()
-        return Inserted([layer.to(dtype) for layer in layers], self._gates)
+        return Inserted([layer.to(dtype) for layer in layers], self.gates)

@@ -58,12 +58,7 @@ def load_llava(folder: str | Path, *, device: str = "cpu", template: str = VICUN
         if path is None:
             raise WeightsError(f"{files} has no {name}.", "Give a folder in the layout of llava-hf/llava-1.5-7b-hf.")
     config, processor = (read_json(path) for path in paths.values() if path is not None)
-    tower = (config.get("vision_config") or {}).get("model_type")
-    if config.get("model_type") != "llava" or tower != "clip_vision_model":
-        raise ConfigError(
-            f'{files} has model_type "{config.get("model_type")}" on a "{tower}".',
-            "IronCLIP serves transformers' LLaVA (model_type llava) on a CLIP tower (clip_vision_model).",
-        )
+    refuse_other_models(config, files)
     try:
         model: Any = transformers.LlavaForConditionalGeneration.from_pretrained(
             files.path, dtype=torch.float32, local_files_only=True, use_safetensors=True
@@ -73,6 +68,47 @@ def load_llava(folder: str | Path, *, device: str = "cpu", template: str = VICUN
         raise WeightsError(f"{files} cannot be loaded: {first_line(error)}.", "Fetch the folder anew.") from None
     side = model.config.vision_config.image_size
     return Llava(model, tokenizer, _preprocessing(processor, side, files), str(files), template=template).to(target)
+
+
+def refuse_other_models(config: dict[str, Any], where: object) -> None:
+    """Refuse what is no LLaVA on a CLIP tower, by its config.json.
+
+    Raises:
+        ConfigError: Names what it is.
+    """
+    tower = (config.get("vision_config") or {}).get("model_type")
+    if config.get("model_type") != "llava" or tower != "clip_vision_model":
+        raise ConfigError(
+            f'{where} has model_type "{config.get("model_type")}" on a "{tower}".',
+            "IronCLIP serves transformers' LLaVA (model_type llava) on a CLIP tower (clip_vision_model).",
+        )
+
+
+def check_architecture_of_tower(clip: CLIPModel, vision: Any, where: str) -> None:
+    """Make sure that the image tower of a CLIP can take the place of a LLaVA's.
+
+    Args:
+        clip: The CLIP.
+        vision: transformers' CLIPVisionConfig of the LLaVA's tower.
+        where: The LLaVA.
+
+    Raises:
+        ConfigError: Another architecture; names what differs.
+    """
+    theirs = model_config(clip.spec.architecture, clip.input_resolution)["vision_config"]
+    unlike = [name for name in _SIZES if theirs[name] != getattr(vision, name)]
+    if unlike:
+        listed = ", ".join(f"{name} {theirs[name]}, not {getattr(vision, name)}" for name in unlike)
+        raise ConfigError(
+            f"{clip.spec.origin} does not fit {where}: {listed}.",
+            "Tune a CLIP of the architecture that the language model was trained on.",
+        )
+
+
+def tower_weights(clip: CLIPModel) -> dict[str, Tensor]:
+    """Return the weights of a CLIP's image tower by transformers' names, `vision_model.` first."""
+    renamed = rename_weights(clip.clip.state_dict())
+    return {name: value for name, value in renamed.items() if name.startswith("vision_model.")}
 
 
 def _preprocessing(processor: dict[str, Any], side: int, where: object) -> Preprocessing:
@@ -157,14 +193,8 @@ class Llava(VisionLanguageModel):
                 f"{clip.spec.origin} carries prompts or adapters, which a LLaVA's tower has no place for.",
                 "Merge adapters into the weights first, or tune the tower itself.",
             )
-        theirs, ours = model_config(clip.spec.architecture, side)["vision_config"], stock.config
-        unlike = [name for name in _SIZES if theirs[name] != getattr(ours, name)]
-        if unlike:
-            listed = ", ".join(f"{name} {theirs[name]}, not {getattr(ours, name)}" for name in unlike)
-            raise ConfigError(
-                f"{clip.spec.origin} does not fit {self.origin}: {listed}.",
-                "Tune a CLIP of the architecture that the language model was trained on.",
-            )
+        ours = stock.config
+        check_architecture_of_tower(clip, ours, self.origin)
         if side not in (ours.image_size, resolution):
             raise ConfigError(
                 f"{clip.spec.origin} reads {side} pixels, the tower of {self.origin} {ours.image_size}.",
@@ -175,11 +205,7 @@ class Llava(VisionLanguageModel):
         config.image_size = side
         tower = type(stock)(config)
         prefix = "" if "embeddings.class_embedding" in tower.state_dict() else "vision_model."
-        weights = {
-            prefix + name.removeprefix("vision_model."): value
-            for name, value in rename_weights(clip.clip.state_dict()).items()
-            if name.startswith("vision_model.")
-        }
+        weights = {prefix + name.removeprefix("vision_model."): value for name, value in tower_weights(clip).items()}
         missing, unexpected = tower.load_state_dict(weights, strict=False)
         if unexpected or any(not name.endswith("position_ids") for name in missing):
             raise WeightsError(f"{clip.spec.origin} lacks {missing}, has {unexpected}.", "Export it anew.")

@@ -279,6 +279,9 @@ def _open_run(source: str, where: str) -> tuple[nn.Module, ModelSpec]:
             f"{where} holds neither a run (run.json) nor a model ({CONFIG}).",
             "Give the folder of a training run, or local-dir:PATH with a folder in open_clip's layout.",
         )
+    if not (run.path / "model").is_dir() and "suite" in (record := read_json(run.path / "run.json")):
+        evaluated = record["model"]["source"] if isinstance(record.get("model"), dict) else "what it evaluated"
+        raise WeightsError(f"{where} is an evaluation, which holds no model.", f"Give the model itself: {evaluated}")
     if not (run.path / "model").is_dir():
         raise WeightsError(
             f"the run {where} has no model yet.", "Finish it: ironclip train continues a run where it stopped."
@@ -292,14 +295,21 @@ def _open_run(source: str, where: str) -> tuple[nn.Module, ModelSpec]:
 def _open_on_base(source: str, folder: Path) -> tuple[nn.Module, ModelSpec]:
     """Open the model that a folder's prompts or adapters stand on, and put them into it."""
     base, sha256 = base_of(folder)
-    kind, where = _split(base)
-    clip, spec = _OPENERS[kind](base, where)
+    clip, spec = _open_recorded(base, folder)
     if spec.sha256 != sha256:
         raise WeightsError(
             f"{base} is no longer the model that {folder} was tuned on: its weights have another sha256.",
             "Put the original weights back.",
         )
     return clip, replace(spec, origin=source, sha256=add_saved_pieces(clip, sha256, folder))
+
+
+def _open_recorded(source: str, folder: Path) -> tuple[nn.Module, ModelSpec]:
+    """Open the model that a folder names; never one of a user's code, since others may have written the folder."""
+    kind, where = _split(source)
+    if kind == "python":
+        raise WeightsError(f"{folder} names {source}, which would run code.", "Load it with load_classifier instead.")
+    return _OPENERS[kind](source, where)
 
 
 def _open_between(source: str, run: Path, weight: str) -> tuple[nn.Module, ModelSpec]:
@@ -314,8 +324,7 @@ def _open_between(source: str, run: Path, weight: str) -> tuple[nn.Module, Model
     model = read_json(run / "run.json").get("model")
     if not isinstance(model, dict) or not {"source", "sha256"} <= model.keys():
         raise WeightsError(f"{run}/run.json names no original model.", "Give the folder of a run of ironclip train.")
-    kind, where = _split(model["source"])
-    original = _OPENERS[kind](model["source"], where)
+    original = _open_recorded(str(model["source"]), run)
     if original[1].sha256 != model["sha256"]:
         raise WeightsError(
             f"{model['source']} is no longer what the run {run} began with: its weights have another sha256.",

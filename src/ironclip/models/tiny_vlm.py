@@ -26,6 +26,7 @@ from ironclip.files import write_atomically
 from ironclip.models._files import Folder, read_json
 from ironclip.models._weights import fit_exactly, read_weights, write_tensors
 from ironclip.models.clip import CLIPModel
+from ironclip.models.preprocessing import Preprocessing
 from ironclip.models.vlm import IGNORED, Lesson, VisionLanguageModel, check_texts, write_lesson
 from ironclip.registry import build
 
@@ -208,6 +209,11 @@ class TinyVLM(VisionLanguageModel):
         return self.clip.device
 
     @property
+    def preprocessing(self) -> Preprocessing:  # type: ignore[override]  # read-only here: it is the tower's
+        """Between pixels and tower."""
+        return self.clip.spec.preprocessing
+
+    @property
     def input_resolution(self) -> int:
         """Side of the square that the tower reads, in pixels."""
         return self.clip.input_resolution
@@ -320,6 +326,7 @@ def save_tiny_vlm(model: TinyVLM, folder: Path) -> Path:
     write_tensors(model.decoder.state_dict(), folder / WEIGHTS)
     stock = model._stock or model.clip
     config = {
+        "tower": stock.spec.origin,
         "tower_sha256": stock.spec.sha256,
         "sizes": asdict(model.sizes),
         "words": model.vocabulary.words,

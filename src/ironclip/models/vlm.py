@@ -16,6 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ironclip.errors import ConfigError, ShapeError, ValueRangeError
+from ironclip.models.preprocessing import Preprocessing
+
+CAPTION_PROMPT = "Provide a short caption for this image."
+"""Asked for a caption; the wording of the published protocol (evaluation plan 7.1), in training as in evaluation."""
 
 IGNORED = -100
 """What stands in `Lesson.targets` where nothing is to be said."""
@@ -83,9 +87,11 @@ class VisionLanguageModel(nn.Module, ABC):
 
     Attributes:
         name: What it is and which tower it stands on; stored with every result.
+        preprocessing: Between pixels and tower.
     """
 
     name: str
+    preprocessing: Preprocessing
 
     @property
     @abstractmethod

@@ -28,6 +28,10 @@ class Classifier(nn.Module, ABC):
     def logits(self, pixels: Tensor) -> Tensor:
         """Score `[B, 3, H, W]` against the classes: float32 `[B, C]`, the scale included."""
 
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the logits: a classifier is also what a factory of `python:` may return."""
+        return self.logits(pixels)
+
     @contextmanager
     def computing(self, dtype: torch.dtype) -> Iterator[None]:
         """Run forwards inside the block in another precision; only float32 unless a subclass can do more.
@@ -247,7 +251,7 @@ def encode_classes(model: CLIPModel, class_names: Sequence[str], templates: Sequ
     """Encode classes as unit rows `[C, D]`: mean over templates of unit text features, renormalised.
 
     A model whose learned words take the place of a template has one prompt a class, whatever templates are given.
-    Differentiable with respect to the text tower and its prompts.
+    Differentiable with respect to the text tower and its prompts; in float32 also inside `computing`.
 
     Raises:
         ConfigError: Nothing to encode, or a template without `{}`.
@@ -261,6 +265,7 @@ def encode_classes(model: CLIPModel, class_names: Sequence[str], templates: Sequ
         fill_templates(name, templates) if words is None else [f"{words[0]}{name}{words[1]}"] for name in class_names
     ]
     prompts = [prompt for each in filled for prompt in each]
-    batches = [model.text_features(prompts[start : start + 256]) for start in range(0, len(prompts), 256)]
+    with model.computing(torch.float32):
+        batches = [model.text_features(prompts[start : start + 256]) for start in range(0, len(prompts), 256)]
     features = torch.cat(batches).view(len(class_names), len(filled[0]), -1)
     return F.normalize(features.mean(dim=1), dim=-1)

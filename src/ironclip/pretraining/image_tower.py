@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ironclip.models.fast import VisionWeights, cut_patches, layer_norm, project, run_block
+from ironclip.models.fast import VisionWeights, cut_patches, first_token, project
+from ironclip.models.fast_blocks import layer_norm, run_block
 
 
 def embed_patches_kept(weights: VisionWeights, normalised: Tensor, kept: Tensor | None) -> Tensor:
@@ -33,7 +34,7 @@ def embed_patches_kept(weights: VisionWeights, normalised: Tensor, kept: Tensor 
     x = layer_norm(torch.cat([first, x], dim=1), weights.ln_pre, weights.eps)
     for block in weights.blocks[:-1]:
         x = run_block(x, block, weights)
-    x = run_block(x, weights.blocks[-1], weights, class_only=True)[:, 0]
+    x = run_block(x, weights.blocks[-1], weights, pick=first_token)[:, 0]
     return project(weights, x).float()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ironclip.errors import ConfigError, ResumeError, RunFailedError
 from ironclip.files import write_atomically
 from ironclip.models.clip import CLIPModel
-from ironclip.models.fast import pack, why_not
+from ironclip.models.fast import VisionWeights, pack, why_not
 from ironclip.models.tuning import Tunable, tuned_parameters
 from ironclip.pretraining.augmentation import Draws, View, change_view, kept_patches, mix_images
 from ironclip.pretraining.corpus import Corpus, Part
@@ -94,7 +94,7 @@ def train_images(
         parameter.requires_grad_(True)
     run = _Run(model, corpus, settings, seed, embed or model.text_features)
     optimiser = build_optimisers(parameters, settings)
-    resumed = load_checkpoint(out, key, dict(parameters), optimiser)  # type: ignore[arg-type]  # has what it uses
+    resumed = load_checkpoint(out, key, dict(parameters), optimiser)
     state, mean = resumed or (Progress(), {name: value.detach().clone() for name, value in parameters.items()})
     mean = {name: value.to(model.device) for name, value in mean.items()}
     _refuse_other_length(out, state.step, settings)
@@ -137,7 +137,7 @@ def train_images(
             if progress:
                 progress(ImagesProgress(state.step, settings.steps, float(loss.detach()), accuracy, rate))
             if state.step % settings.checkpoint_every == 0 or done or stopped:
-                save_checkpoint(out, key, state, dict(parameters), optimiser, mean)  # type: ignore[arg-type]  # as above
+                save_checkpoint(out, key, state, dict(parameters), optimiser, mean)
             if stopped:
                 raise stopped[0]
     accuracy = accuracy or run.validate(parameters, mean)
@@ -254,6 +254,6 @@ class _Run:
                 value.copy_(now[name])
         return found
 
-    def _plain(self, weights: object, pixels: Tensor) -> Tensor:
+    def _plain(self, weights: VisionWeights, pixels: Tensor) -> Tensor:
         normalised = self.model.spec.preprocessing.normalise(pixels.to(self.model.device).float() / 255)
-        return F.normalize(embed_patches_kept(weights, normalised, None), dim=-1)  # type: ignore[arg-type]
+        return F.normalize(embed_patches_kept(weights, normalised, None), dim=-1)

@@ -17,7 +17,7 @@ from ironclip.training.recipe import Count
 from ironclip.training.recipe_file import known_keys, read_recipe_file
 
 EXAMPLE = "recipes/pretrain/tiny.yaml"
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 Part = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -33,7 +33,7 @@ class LanguageSection(pydantic.BaseModel):
     """
 
     # Not strict: dataclasses come as mappings.
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     wordnet: str
     encoder: str
     clip_text: str | None = None
@@ -159,7 +159,10 @@ def load_pretrain_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Pre
     Raises:
         ConfigError: With all problems of the file at once.
     """
-    known, problems = known_keys(read_recipe_file(path, overrides), PretrainRecipe)
+    content = read_recipe_file(path, overrides)
+    if "method" in content and "architecture" not in content:
+        raise ConfigError(f'{path} is a recipe of training: it has a "method".', f"Run it with: ironclip train {path}")
+    known, problems = known_keys(content, PretrainRecipe)
     try:
         recipe = PretrainRecipe.model_validate(known)
     except pydantic.ValidationError as error:

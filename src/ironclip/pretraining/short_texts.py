@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ironclip.errors import ConfigError
 from ironclip.models.clip import CLIPModel
-from ironclip.models.fast import split_heads
+from ironclip.models.fast_blocks import split_heads
 
 # Texts of like length share a pass: a long caption would fill up all others of the batch.
 _PASSES = 4

@@ -113,6 +113,28 @@ def reliability_diagram(clean: Bins, attacked: Bins, model: int, *, prefix: str)
     return drawing.markup
 
 
+def training_curve(
+    lines: Sequence[Sequence[tuple[float, float]]], *, prefix: str, label: str, in_percent: bool = False
+) -> Markup:
+    """Draw figures of a training run against its steps, a line each, in the inks and dashes of `swatch`.
+
+    Args:
+        lines: Points (step, value) of each line, at least one.
+        prefix: Makes the ids of this drawing unique in the page.
+        label: Of the vertical axis.
+        in_percent: Values are shares in [0, 1] and drawn in percent.
+    """
+    factor = 100 if in_percent else 1
+    with _canvas(prefix) as (axes, drawing):
+        for index, points in enumerate(lines):
+            steps, values = zip(*points, strict=True)
+            marks = max(1, len(points) // 8)
+            axes.plot(steps, [factor * value for value in values], markevery=marks, **_style(index))
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+    return drawing.markup
+
+
 def swatch(model: int, *, prefix: str) -> Markup:
     """Draw the line and marker of a model for a legend, in the same colours as the figures."""
     with _canvas(prefix, width=0.42, height=0.18, bare=True) as (axes, drawing):

@@ -14,14 +14,14 @@ from ironclip.report.wording import bounds, count, duration, p_value, points, sh
 def render_markdown(results: Results, title: str) -> str:
     """Write the report; a function of the stored rows only."""
     blocks = [
-        f"# {_text(title)}",
+        f"# {escaped(title)}",
         f"`{prose.caption(results)}`",
-        " ".join(_text(sentence) for sentence in prose.what_was_done(results)),
-        f"**{_text(prose.verdict(results))}** {prose.verdict_explained(results)}",
-        "\n".join(f"- {_text(sentence)}" for sentence in prose.findings(results)),
+        " ".join(escaped(sentence) for sentence in prose.what_was_done(results)),
+        f"**{escaped(prose.verdict(results))}** {prose.verdict_explained(results)}",
+        "\n".join(f"- {escaped(sentence)}" for sentence in prose.findings(results)),
         "## Results",
-        *(block for table in results.datasets for block in _dataset(table, results)),
-        "\n".join(f"- {_text(note)}" for note in results.notes),
+        *(block for table in results.datasets for block in dataset_section(table, results)),
+        "\n".join(f"- {escaped(note)}" for note in results.notes),
         "### How to read this",
         "\n".join(f"- **{term}**: {meaning}" for term, meaning in prose.reading(results)),
         *_falls(results),
@@ -34,22 +34,23 @@ def render_markdown(results: Results, title: str) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _dataset(table: DatasetTable, results: Results) -> list[str]:
+def dataset_section(table: DatasetTable, results: Results) -> list[str]:
+    """Write the figures of one data set, a block a paragraph."""
     head = ["", "clean", *(f"ε = {budget.eps}" for budget in table.budgets)]
     columns = [table.clean, *table.robust]
     rows = []
     for index, model in enumerate(results.models):
         cells = [column[index] for column in columns]
-        rows.append([_text(model.name), *(_share(cell) for cell in cells)])
+        rows.append([escaped(model.name), *(_share(cell) for cell in cells)])
         if any(cell and cell.versus_first for cell in cells):
-            rows.append([f"against {_text(results.models[0].name)}", *(_versus(cell) for cell in cells)])
+            rows.append([f"against {escaped(results.models[0].name)}", *(_versus(cell) for cell in cells)])
         if any(cell and cell.per_class for cell in cells):
             rows.append(["by class", *(_per_class(cell) for cell in cells)])
     return [
-        f"### {_text(table.info.title)}",
+        f"### {escaped(table.info.title)}",
         f"{prose.dataset_line(table)}. Percent, 95 % intervals.",
-        _grid(head, rows),
-        "\n".join(f"- {_text(note)}" for note in prose.dataset_notes(table, results)),
+        grid(head, rows),
+        "\n".join(f"- {escaped(note)}" for note in prose.dataset_notes(table, results)),
     ]
 
 
@@ -74,8 +75,8 @@ def _versus(cell: Cell | None) -> str:
 def _falls(results: Results) -> list[str]:
     blocks = []
     for fall in falls(results):
-        lines = [[_text(results.models[model].name), *shares] for model, shares in fall.lines]
-        blocks += [f"### {_text(fall.title)}", _grid(["", *fall.head], lines)]
+        lines = [[escaped(results.models[model].name), *shares] for model, shares in fall.lines]
+        blocks += [f"### {escaped(fall.title)}", grid(["", *fall.head], lines)]
     return ["## What each attack broke", EXPLAINED, *blocks] if blocks else []
 
 
@@ -85,20 +86,20 @@ def _confidence(results: Results) -> list[str]:
     for table in results.datasets:
         lines = calibration.confidence_lines(table)
         if lines:
-            rows = [[f"{_text(names[line.model])}, {line.label}", *line.cells] for line in lines]
-            blocks += [f"### Confidence on {_text(table.info.title)}", _grid(calibration.HEAD, rows)]
-        blocks.append("\n".join(f"- No confidence of {_text(one)}" for one in calibration.missing(table, names)))
+            rows = [[f"{escaped(names[line.model])}, {line.label}", *line.cells] for line in lines]
+            blocks += [f"### Confidence on {escaped(table.info.title)}", grid(calibration.HEAD, rows)]
+        blocks.append("\n".join(f"- No confidence of {escaped(one)}" for one in calibration.missing(table, names)))
     blocks.append("\n".join(f"- **{term}**: {meaning}" for term, meaning in calibration.reading(results.datasets)))
     return ["## Confidence", *blocks] if any(blocks) else []
 
 
 def _costs(results: Results) -> str:
     head = ["", "images attacked", "forward passes", "backward passes", "time", "near ties", "false claims", "invalid"]
-    return _grid(
+    return grid(
         head,
         [
             [
-                _text(model.name),
+                escaped(model.name),
                 *map(count, (cost.n, cost.forwards, cost.backwards)),
                 duration(cost.seconds),
                 *map(count, (cost.n_near_tie, cost.n_false_claims, cost.n_invalid)),
@@ -112,12 +113,12 @@ def _provenance(results: Results) -> list[str]:
     blocks = []
     if results.suite:
         blocks.append(
-            f"Suite {_text(results.suite.name)}, version {_text(results.suite.version)}, `{results.suite.sha256}`."
+            f"Suite {escaped(results.suite.name)}, version {escaped(results.suite.version)}, `{results.suite.sha256}`."
         )
-    blocks.append(f"Attacks: {_text('; '.join(prose.attack_settings(results)))}.")
+    blocks.append(f"Attacks: {escaped('; '.join(prose.attack_settings(results)))}.")
     for model in results.models:
         lines = [
-            f"**{_text(model.name)}** from `{model.source}`, weights `{model.sha256}`, "
+            f"**{escaped(model.name)}** from `{model.source}`, weights `{model.sha256}`, "
             f"seed {', '.join(map(str, model.seeds))}",
             *(_session(session) for session in model.sessions),
         ]
@@ -125,13 +126,13 @@ def _provenance(results: Results) -> list[str]:
     head = ["data set", "fingerprint", "classes", "prompts", "images", "games"]
     rows = [
         [
-            _text(table.info.title),
+            escaped(table.info.title),
             *(f"`{sha256[:16]}`" for sha256 in _data_hashes(table)),
             ", ".join(f"{budget.eps}: `{budget.threat_hash[:16]}`" for budget in table.budgets),
         ]
         for table in results.datasets
     ]
-    return [*blocks, _grid(head, rows)]
+    return [*blocks, grid(head, rows)]
 
 
 def _session(session: Session) -> str:
@@ -147,12 +148,13 @@ def _data_hashes(table: DatasetTable) -> tuple[str, ...]:
     return record.dataset_fingerprint, record.class_list_sha256, record.prompt_set_sha256, record.sample_ids.sha256
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table; the first column to the left, figures to the right."""
     lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _text(words: str) -> str:
+def escaped(words: str) -> str:
     """Keep names from being read as markup."""
     for sign in "\\|*_<>`":
         words = words.replace(sign, f"\\{sign}")

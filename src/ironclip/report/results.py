@@ -133,6 +133,11 @@ class RowVerdict:
     verdict: tuple[str, ...]
 
 
+def row_title(model: str, dataset: str, attack: AttackInfo, norm: str, eps: str) -> str:
+    """Name a row for people."""
+    return f"{model} on {dataset}, {attack.label}, {norm} {eps}"
+
+
 @dataclass(frozen=True)
 class Results:
     """Everything that a report says in numbers; `costs` has one entry a model, `verdicts` one a model and unit."""

@@ -25,7 +25,7 @@ from ironclip.evaluation.records import (
 from ironclip.evaluation.store import RunStore
 from ironclip.evaluation.unit_calibration import UnitCalibration
 from ironclip.report.calibration import hardest
-from ironclip.report.results import Budget, Cell, Comparison, DatasetTable, Model, Results, RowVerdict
+from ironclip.report.results import Budget, Cell, Comparison, DatasetTable, Model, Results, RowVerdict, row_title
 
 Verdicts = dict[str, bool]
 
@@ -90,7 +90,7 @@ def load_results(runs: Sequence[Path]) -> Results:
 def _row_verdict(unit: _Unit, models: Sequence[Model]) -> RowVerdict:
     found, record = unit.store.diagnosis(unit.name), unit.record
     title = unit.store.run.datasets[record.dataset].title
-    row = f"{models[unit.model].name} on {title}, {record.attack.label}, {record.threat.norm} {record.threat.eps}"
+    row = row_title(models[unit.model].name, title, record.attack, record.threat.norm, record.threat.eps)
     return RowVerdict(row, () if found is None else found.verdict)
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pydantic
-import yaml
 
 from ironclip.data.classes import check_class_names, fill_templates, words_sha256
 from ironclip.data.order import Subset, keep_labels
@@ -26,6 +25,7 @@ from ironclip.data.sources import open_dataset
 from ironclip.data.stored import StoredDataset
 from ironclip.data.wds import WdsDataset
 from ironclip.errors import ConfigError, DataError, IronClipError, RegistryError, did_you_mean
+from ironclip.plain_yaml import read_yaml_file
 from ironclip.registry import build
 
 _HERE = Path(__file__).parent
@@ -376,10 +376,7 @@ def _find(name: str, kind: str, shipped: Path, beside: Path) -> Path:
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}", "Mend the file.") from error
+    content = read_yaml_file(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds no keys with values.", "Compare with a suite that comes with IronCLIP.")
     return content

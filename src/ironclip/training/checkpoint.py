@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,18 @@ from ironclip.errors import ResumeError
 from ironclip.files import write_atomically
 
 FILE = "checkpoint.safetensors"
+
+
+class Stateful(Protocol):
+    """What a checkpoint asks of an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state by the number of the parameter, and the groups."""
+        ...
+
+    def load_state_dict(self, saved: dict[str, Any], /) -> None:
+        """Restore what `state_dict` gave."""
+        ...
 
 
 @dataclass
@@ -46,7 +58,7 @@ def save_checkpoint(
     key: str,
     progress: Progress,
     parameters: dict[str, Tensor],
-    optimiser: torch.optim.Optimizer,
+    optimiser: Stateful,
     best: dict[str, Tensor],
 ) -> Path:
     """Write weights, optimiser, position and best weights so far, all or nothing.
@@ -69,7 +81,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, key: str, parameters: dict[str, Tensor], optimiser: torch.optim.Optimizer
+    folder: Path, key: str, parameters: dict[str, Tensor], optimiser: Stateful
 ) -> tuple[Progress, dict[str, Tensor]] | None:
     """Restore a run in place; None if there is nothing to resume. Removes what a killed process had half written.
 

@@ -64,6 +64,7 @@ def train(
     limit: int | None = None,
     strict: bool = False,
     teacher_cache: Path | None = None,
+    fast: bool = True,
     command: Sequence[str] = (),
     progress: Callable[[TrainingProgress], None] | None = None,
 ) -> Path:
@@ -80,6 +81,7 @@ def train(
         strict: An unreadable sample is fatal, not only counted.
         teacher_cache: Folder of the teacher's embeddings of clean images, which are computed there once for all runs;
             see `training.teacher_cache`. None: they are computed as they are needed.
+        fast: Use the fast path where it serves the towers.
         command: What the user typed, for the record.
         progress: Called after each step.
 
@@ -104,12 +106,13 @@ def train(
                 data_root=data_root,
                 strict=strict,
                 teacher_cache=teacher_cache,
+                fast=fast,
                 command=command,
                 progress=progress,
             )
 
         recipe = choose(recipe, out, trial)
-    trainer = prepare(recipe, device=device, data_root=data_root, strict=strict, teacher_cache=teacher_cache)
+    trainer = prepare(recipe, device=device, data_root=data_root, strict=strict, teacher_cache=teacher_cache, fast=fast)
     key = run_key(trainer)
     resumed = load_checkpoint(out, key, dict(trainer.parameters), trainer.optimiser)
     best: dict[str, Tensor] = {}

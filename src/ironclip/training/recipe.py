@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
+import torch
 from pydantic import ConfigDict, Field
 
 from ironclip.attacks.base import ATTACKS, Attack
@@ -23,7 +24,7 @@ from ironclip.training.recipe_file import known_keys, read_recipe_file
 
 T = TypeVar("T")
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -71,6 +72,8 @@ class OptimisationSection(pydantic.BaseModel):
         accumulate: In how many parts a batch passes through the model.
         clip_norm: Largest gradient norm.
         precision: "bf16" (float32 masters, bfloat16 passes) or "float32".
+        checkpoint_activations: Compute activations again in the backward pass instead of keeping them: the same
+            result in more time and less memory.
     """
 
     model_config = _STRICT
@@ -89,6 +92,12 @@ class OptimisationSection(pydantic.BaseModel):
     accumulate: Count = 1
     clip_norm: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["bf16", "float32"] = "bf16"
+    checkpoint_activations: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the passes through the model."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @pydantic.field_validator("betas", mode="before")
     @classmethod
@@ -98,13 +107,15 @@ class OptimisationSection(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> OptimisationSection:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give epochs or steps, one of them")
+            raise ValueError(f"epochs is {self.epochs} and steps is {self.steps}; give epochs or steps, one of them")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide into accumulate {self.accumulate} equal parts"
             )
         if (self.warmup == "constant") != (self.warmup_lr is not None):
-            raise ValueError("warmup_lr belongs to warmup: constant, and is required there")
+            raise ValueError(
+                f"warmup_lr belongs to warmup: constant, which needs it, and is {self.warmup_lr} with {self.warmup}"
+            )
         return self
 
 
@@ -182,7 +193,7 @@ class Recipe(pydantic.BaseModel):
     @pydantic.model_validator(mode="after")
     def _something_to_select_by(self) -> Recipe:
         if self.select == "best" and not self.data.hold_out:
-            raise ValueError("select: best needs held-out samples to judge by; set data.hold_out")
+            raise ValueError("select: best needs held-out samples to judge by, and data.hold_out is 0")
         return self
 
     def resolved(self) -> dict[str, Any]:
@@ -195,7 +206,13 @@ class Recipe(pydantic.BaseModel):
         # Only where there is one, so that the keys of runs without texts stay what they were.
         texts = {} if text is None else {"text_attack": {"name": text.name, **_settings(text)}}
         unset = {"shots"} if self.data.shots is None else set()  # likewise
-        left_out: dict[str, Any] = {"title": True, "checkpoint": True, "text_attack": True, "data": unset}
+        left_out: dict[str, Any] = {
+            "title": True,
+            "checkpoint": True,
+            "text_attack": True,
+            "data": unset,
+            "optimisation": {"checkpoint_activations"},  # of time and memory, not of the result
+        }
         return self.model_dump(mode="json", exclude=left_out) | {
             **texts,
             "method": {"name": self.build_method().name, **_settings(self.build_method())},
@@ -265,6 +282,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def check_recipe(content: dict[str, Any]) -> Recipe:
     """Check the content of a recipe; raises as `load_recipe`."""
+    if "method" not in content and (other := content.keys() & {"architecture", "tower"}):
+        raise ConfigError(f'a recipe with "{min(other)}" is of pre-training.', "Run it with: ironclip pretrain FILE")
     known, problems = known_keys(content, Recipe)
     recipe: Recipe | None = None
     try:

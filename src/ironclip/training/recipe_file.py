@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 import pydantic
-import yaml
 
 from ironclip.errors import ConfigError, did_you_mean
+from ironclip.plain_yaml import read_yaml, read_yaml_file
 
 # 1e-4 as people mean it: YAML takes it for text, since it has no point.
 _POWER_OF_TEN = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -42,15 +42,14 @@ def read_recipe_file(path: str | Path, overrides: Sequence[str] = ()) -> dict[st
 
 
 def _read(file: Path) -> Any:
+    if file.suffix != ".json":
+        return _number(read_yaml_file(file))
+    # JSON is not quite YAML: its 3e-05 is a number.
     try:
-        # JSON is not quite YAML: its 3e-05 is a number.
-        return json.loads(file.read_text()) if file.suffix == ".json" else _number(yaml.safe_load(file.read_text()))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file} is not JSON: line {error.lineno}.", "Give the run.json of a run.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = f" near line {line + 1}" if line is not None else ""
-        raise ConfigError(f"{file} is not YAML{place}.", "Mend the file; indent with spaces.") from None
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        place = f": line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ConfigError(f"{file} is not JSON{place}.", "Give the run.json of a run.") from None
 
 
 def known_keys(content: dict[str, Any], section: type, prefix: str = "") -> tuple[dict[str, Any], list[str]]:
@@ -107,9 +106,9 @@ def _override(content: dict[str, Any], override: str) -> None:
                 f'--set "{override}": {parent} is no section.', "Give the path of a value, such as data.train."
             )
     try:
-        section[last] = _number(yaml.safe_load(text))
-    except yaml.YAMLError:
-        raise ConfigError(f'--set "{override}": {text} is not YAML.', "Close brackets and quotes.") from None
+        section[last] = _number(read_yaml(text, text))
+    except ConfigError as error:
+        raise ConfigError(f'--set "{override}": {error.problem}', "Close brackets and quotes.") from None
 
 
 def _number(value: Any) -> Any:

@@ -38,6 +38,7 @@ def write_record(out: Path, trainer: Trainer, *, command: Sequence[str], device:
         "threat_caption": trainer.recipe.build_threat().caption(),
         "model": {"source": trainer.model.spec.origin, "sha256": trainer.model.spec.sha256},
         "fast_path": trainer.model.fast_path,
+        "text_path": trainer.model.text_path,
         "trains": trainer.method.trains.value,
         "data": {
             "source": trainer.data.source,

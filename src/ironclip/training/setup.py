@@ -17,6 +17,7 @@ from ironclip.data.order import epoch_order, few_shot, hold_out, keep_labels, li
 from ironclip.data.sources import open_dataset
 from ironclip.errors import ConfigError, DataError
 from ironclip.methods.base import Method, Pass, Teacher
+from ironclip.models.kernels import choose_kernels
 from ironclip.models.sources import load_model
 from ironclip.models.tuning import tuned_parameters
 from ironclip.training.optimisation import build_optimiser
@@ -28,8 +29,16 @@ from ironclip.training.validation import HeldOut
 logger = logging.getLogger(__name__)
 
 
-def prepare(recipe: Recipe, *, device: str, data_root: str, strict: bool, teacher_cache: Path | None = None) -> Trainer:
-    """Open data and model and build everything that a run needs.
+def prepare(
+    recipe: Recipe,
+    *,
+    device: str,
+    data_root: str,
+    strict: bool,
+    teacher_cache: Path | None = None,
+    fast: bool = True,
+) -> Trainer:
+    """Open data and model and build everything that a run needs; arguments as of `engine.train`.
 
     Raises:
         ConfigError: The method reads other samples' terms (`across_batch`) and the recipe splits the batch; or there
@@ -53,8 +62,9 @@ def prepare(recipe: Recipe, *, device: str, data_root: str, strict: bool, teache
         names = names and [names[label] for label in present]
     if recipe.data.limit is not None:
         data = limit(data, recipe.data.limit)
-    model = load_model(recipe.model, device=device)
+    model = load_model(recipe.model, device=device, fast=fast)
     model.spec = replace(model.spec, preprocessing=method.preprocessing(model.spec.preprocessing))
+    choose_kernels(model, recipe.optimisation.batch_size // recipe.optimisation.accumulate, recipe.optimisation.dtype)
     # The tokenizer is shared: it has no state, and copying it takes longer than the rest.
     teacher = Teacher(copy.deepcopy(model, {id(model.tokenizer): model.tokenizer}))
     prompts = _prompts(recipe, method, data, names)
@@ -68,6 +78,8 @@ def prepare(recipe: Recipe, *, device: str, data_root: str, strict: bool, teache
     if recipe.data.shots is not None:
         data = few_shot(data, recipe.data.shots, recipe.seed)
     method.attach(model, () if prompts is None else prompts[1], recipe.seed)
+    if recipe.optimisation.checkpoint_activations:
+        model.checkpointing = True
     model.requires_grad_(False)
     parameters = tuned_parameters(model, method.trains)
     for parameter in parameters.values():

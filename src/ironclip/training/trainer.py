@@ -80,7 +80,7 @@ class Trainer:
     @property
     def precision(self) -> torch.dtype:
         """Of the passes through the model."""
-        return torch.bfloat16 if self.recipe.optimisation.precision == "bf16" else torch.float32
+        return self.recipe.optimisation.dtype
 
     @property
     def steps_per_epoch(self) -> int:
@@ -138,7 +138,17 @@ class Trainer:
         return logged
 
     def pass_over(self) -> dict[str, float]:
-        """Count a step of which no sample could be read."""
+        """Count a step of which no sample could be read.
+
+        Raises:
+            DataError: Nor could any other.
+        """
+        lost = self.progress.unreadable
+        if not self.progress.images and len(lost) == len(self.data):
+            key, reason = next(iter(lost.items()))
+            raise DataError(
+                f"none of the {len(lost)} samples of {self.data.source} can be read; {key}: {reason}", "Check the data."
+            )
         self.progress.step += 1
         self.progress.skipped += 1
         return {"loss": float("nan")}

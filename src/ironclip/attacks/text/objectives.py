@@ -175,3 +175,31 @@ class MisclassifyByPrompt(_OfModel):
     def tie_tolerance(self) -> float:
         """1e-4 at a logit scale of 100, as for images."""
         return 1e-6 * self.logit_scale
+
+
+@dataclass(frozen=True)
+class MissImage(_OfModel):
+    """Make a query by text miss its image among the images of a gallery.
+
+    Attributes:
+        model: As above.
+        images: `[M, D]`, unit rows of the gallery.
+        own: `[B]` int64, which of them belongs to each text.
+        depth: The query is broken where so many other images stand before its own, ties with it included.
+    """
+
+    images: Tensor
+    own: Tensor
+    depth: int = 1
+
+    def evaluate(self, texts: Sequence[str]) -> Evaluation:
+        """Return by how much the nearest other image is nearer than the own."""
+        similarity = _unit(self.model.embed_text(texts)) @ self.images.T
+        index = self.own[:, None]
+        own = similarity.gather(1, index).squeeze(1)
+        others = similarity.scatter(1, index, -torch.inf).topk(self.depth, dim=1).values
+        return Evaluation(others[:, 0] - own, others[:, -1] >= own, others[:, -1] - own)
+
+    def take(self, rows: Tensor) -> MissImage:
+        """Return the objective of the given samples."""
+        return replace(self, own=self.own[rows])

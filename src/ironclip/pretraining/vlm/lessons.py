@@ -14,11 +14,9 @@ from ironclip.data.bundled import shapes
 from ironclip.data.order import epoch_order, read_batches
 from ironclip.data.sources import open_dataset
 from ironclip.errors import ConfigError, DataError
+from ironclip.models.vlm import CAPTION_PROMPT
 from ironclip.pretraining.vlm.recipe import SourceSection
 from ironclip.randomness import digest
-
-CAPTION_PROMPT = "Provide a short caption for this image."
-"""Asked for a caption; the wording of the published protocol, in training as in evaluation."""
 
 _READ_AT_ONCE = 256
 

@@ -18,7 +18,7 @@ from ironclip.training.recipe_file import known_keys, read_recipe_file
 EXAMPLE = "recipes/vlm/tiny-vlm.yaml"
 """The recipe of the model that comes with IronCLIP."""
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class SourceSection(pydantic.BaseModel):
@@ -58,12 +58,13 @@ class VlmRecipe(pydantic.BaseModel):
         weight_decay: Decoupled.
         clip_norm: Largest norm of a gradient.
         precision: "bf16" (float32 masters, bfloat16 passes) or "float32".
+        blind: Show a gray image in place of each: the twin that tells how far words alone lead.
         checkpoint_every: Steps between checkpoints.
         seed: Of everything that is drawn.
     """
 
     # Not strict: the dataclass comes as a mapping.
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     title: str = ""
     tower: str = "tiny"
     decoder: DecoderSizes = DecoderSizes()
@@ -75,6 +76,7 @@ class VlmRecipe(pydantic.BaseModel):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["bf16", "float32"] = "bf16"
+    blind: bool = False
     checkpoint_every: Count = 200
     seed: int = 0
 

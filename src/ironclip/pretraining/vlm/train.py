@@ -19,8 +19,8 @@ from ironclip.errors import RunFailedError
 from ironclip.files import write_atomically
 from ironclip.models.sources import load_model
 from ironclip.models.tiny_vlm import TinyVLM, Vocabulary, save_tiny_vlm
-from ironclip.models.vlm import answer_loss
-from ironclip.pretraining.vlm.lessons import CAPTION_PROMPT, Material, draw, read_material
+from ironclip.models.vlm import CAPTION_PROMPT, answer_loss
+from ironclip.pretraining.vlm.lessons import Material, draw, read_material
 from ironclip.pretraining.vlm.recipe import VlmRecipe
 from ironclip.provenance import source_sha256, versions
 from ironclip.training.checkpoint import FILE, Progress, load_checkpoint, save_checkpoint
@@ -30,6 +30,9 @@ from ironclip.training.stopping import stop_signals
 
 RESULT = "result.json"
 """Written last: a run folder that has it is complete."""
+
+GRAY = 0.5
+"""All that a blind decoder is shown."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,10 @@ class _Training:
             group["lr"] = rate
         batch = draw(self.materials, self.recipe.seed, number)
         lesson = self.model.write(batch.prompts, batch.answers)
+        pixels = torch.full_like(batch.pixels, GRAY) if self.recipe.blind else batch.pixels
         dtype = torch.bfloat16 if self.recipe.precision == "bf16" else torch.float32
         with self.model.computing(dtype):
-            loss = answer_loss(self.model.predict(batch.pixels.to(self.model.device), lesson), lesson).mean()
+            loss = answer_loss(self.model.predict(pixels.to(self.model.device), lesson), lesson).mean()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.recipe.clip_norm)

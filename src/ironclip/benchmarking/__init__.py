@@ -1,0 +1,1 @@
+"""Speed on this machine: what is timed, against what, and how much of the machine it uses."""
