@@ -31,7 +31,7 @@ from torch import Tensor
 from benchmarks.attack_race import Game, Race, Runner, Side, measured_rates, race
 from ironclip.attacks.apgd import APGD
 from ironclip.attacks.autoattack import attack_list
-from ironclip.attacks.driver import DriverSettings, untouched_random_state
+from ironclip.attacks.driver import GRANULE, DriverSettings, fitted, untouched_random_state
 from ironclip.attacks.objectives import Misclassify
 from ironclip.attacks.pgd import PGD
 from ironclip.attacks.sequence import Member, run_sequence
@@ -61,18 +61,25 @@ PROBE_STEPS = 2
 """Iterations by which the batch size is chosen."""
 
 
-def ours(*members: Member) -> Runner:
-    """Return our attacks, searching in bfloat16."""
+def ours(*members: Member, granule: int = GRANULE) -> Runner:
+    """Return our attacks, searching in bfloat16, in tiles that are multiples of so many rows."""
 
     def run(classifier: Classifier, game: Game, batch: int) -> Tensor:
         def objective(attack: Any) -> Misclassify:
             return Misclassify(classifier, game.labels, loss=attack.loss)
 
-        settings = DriverSettings(tile=batch, search_dtype=torch.bfloat16)
+        settings = DriverSettings(tile=batch, search_dtype=torch.bfloat16, granule=granule)
         outcome = run_sequence(members, objective, game.pixels, game.keys, game.threat, seed=SEED, settings=settings)
         return outcome.adversarial
 
     return run
+
+
+def fitted_granule(classifier: Classifier, game: Game, batch: int) -> int:
+    """Find how small tiles may be, as an evaluation does once when it begins."""
+    few = torch.arange(GRANULE) % len(game.labels)
+    settings = DriverSettings(tile=batch, search_dtype=torch.bfloat16)
+    return fitted(Misclassify(classifier, game.labels[few]), game.pixels[few], settings)[0].granule
 
 
 def pyautoattack_pair(classifier: Classifier, game: Game, batch: int) -> Tensor:
@@ -136,7 +143,8 @@ def _apgd(steps: int) -> Runner:
 def run_pair(classifier: FixedClasses, game: Game, *, kept: Path | None = None) -> Race:
     """Race our `pair` against pyautoattack's two attacks, in laps over parts of the images."""
     with peers():
-        here = Side(ours(*attack_list("pair").members), _apgd(PROBE_STEPS), classifier)
+        granule = fitted_granule(classifier, game, max(PAIR_BATCHES))
+        here = Side(ours(*attack_list("pair").members, granule=granule), _apgd(PROBE_STEPS), classifier)
         there = Side(pyautoattack_pair, pyautoattack_apgd(PROBE_STEPS), classifier)
         rates = measured_rates(classifier, max(PAIR_BATCHES))
         laps = game.laps(LAP)

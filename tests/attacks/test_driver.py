@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ironclip.attacks.base import ATTACKS, Attack
-from ironclip.attacks.driver import DriverSettings, Outcome, row_invariance, run_attack
+from ironclip.attacks.driver import FINER, GRANULE, DriverSettings, Outcome, fitted, row_invariance, run_attack
 from ironclip.attacks.objectives import EmbeddingDistance, Evaluation, Misclassify
 from ironclip.attacks.pgd import PGD
 from ironclip.attacks.threat_model import ThreatModel
@@ -424,3 +424,23 @@ def test_where_rows_depend_on_the_tile_every_tile_is_whole():
         found,
     )
     assert sizes == {16, 32}
+
+
+@pytest.mark.parametrize(
+    ("odd_sizes", "expected"),
+    [((), 4), ((4,), 8), ((12,), 8), ((8,), 4), ((8, 4), 16), ((20,), 8), ((16, 32, 48), 64)],
+)
+def test_the_last_tile_is_as_small_as_the_kernels_allow(odd_sizes, expected):
+    """Of a model whose rows are otherwise in tiles of some sizes."""
+    task = AffineTask(3, seed=0, samples=16)
+    odd = Free(lambda pixels: task.classifier.logits(pixels) + (len(pixels) in odd_sizes) * 1e-6)
+    settings, invariance = fitted(Misclassify(odd, task.labels), task.pixels, DriverSettings(tile=64))
+    assert settings.granule == expected
+    assert (invariance > 0) == (expected == 64)
+
+
+@pytest.mark.parametrize("granule", [*FINER, GRANULE])
+def test_padding_less_changes_no_bit(case, task, granule):
+    attack, threat, outcome = case
+    rows = torch.arange(37)
+    assert_same(run(task, attack, threat, rows, granule=granule), outcome, rows)

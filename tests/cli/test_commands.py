@@ -119,7 +119,7 @@ def test_what_is_done_is_neither_probed_nor_attacked_again(evaluated, monkeypatc
     def never(*_):
         raise AssertionError("there is nothing left to do")
 
-    monkeypatch.setattr("ironclip.evaluation.evaluate.row_invariance", never)
+    monkeypatch.setattr("ironclip.evaluation.evaluate.fitted", never)
     monkeypatch.setattr("ironclip.evaluation.evaluate.run_sequence", never)
     again = evaluated("--json", "--out", "run", "--limit", "20")
     assert again.code == 0, again.err

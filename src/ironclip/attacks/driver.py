@@ -27,7 +27,10 @@ from ironclip.errors import ConfigError, ShapeError, ValueRangeError
 from ironclip.randomness import SampleRandom
 
 GRANULE = 16
-"""Tiles are multiples of this: below it, matrix products choose other kernels and rows differ in the last bit."""
+"""Full tiles are multiples of this."""
+
+FINER = (4, 8)
+"""Rows to which the last tile may be padded where no bit hangs on it; rows of 1 and 2 run on other kernels."""
 
 Progress = Callable[[int, int], None]
 
@@ -40,7 +43,7 @@ class DriverSettings:
         tile: Rows a forward; rounded up to a multiple of 16.
         compact: Drop broken rows and merge survivors that stand at the same step.
         search_dtype: Precision of the search; verdicts are always float32.
-        granule: The last tile is padded to a multiple of this; 16 where `row_invariance` is 0, else the whole tile.
+        granule: The last tile is padded to a multiple of this; `fitted` finds the smallest that changes no bit.
     """
 
     tile: int = 64
@@ -386,15 +389,16 @@ class _Run:
 def row_invariance(objective: Objective, pixels: Tensor, settings: DriverSettings) -> float:
     """Measure how much a row's value and input gradient depend on where it stands and who stands beside it.
 
-    The same 16 samples stand in tiles of 16, 32, 48, the run's own size and one granule less, all of them together and
-    each half by itself, in float32 and in the precision of the search, and every row is compared; the result is the
-    largest absolute difference, infinite where a number stands against a NaN. At 0 every tile gives the same bits, so
-    tiles and compaction cannot matter.
+    The same 16 samples stand in tiles of 16, 32, 48, the run's own size and one granule less; where the granule is
+    finer also in one and three granules and one more than 16. They stand there all together and each half by itself, in
+    float32 and in the precision of the search, and every row is compared; the result is the largest absolute difference,
+    infinite where a number stands against a NaN. At 0 every tile gives the same bits, so tiles and compaction cannot
+    matter.
 
     Args:
         objective: The objective of at least `GRANULE` rows.
         pixels: `[N, 3, H, W]`, N >= 16.
-        settings: Tile and search precision.
+        settings: Tile, granule and search precision.
 
     Raises:
         ShapeError: Fewer than 16 images.
@@ -402,10 +406,13 @@ def row_invariance(objective: Objective, pixels: Tensor, settings: DriverSetting
     if len(pixels) < GRANULE:
         raise ShapeError(f"{len(pixels)} images to probe with.", f"Give at least {GRANULE}.")
     pixels = pixels.detach()[:GRANULE].to(objective.device)
-    sizes = {GRANULE, 2 * GRANULE, 3 * GRANULE, max(settings.tile - GRANULE, GRANULE), settings.tile}
+    granule = settings.granule
+    sizes = {2 * GRANULE, 3 * GRANULE, max(settings.tile - min(granule, GRANULE), GRANULE), settings.tile}
+    if granule < GRANULE:
+        sizes |= {granule, 3 * granule, GRANULE + granule}
     half = GRANULE // 2
-    layouts = []
-    for size in sorted(sizes):
+    layouts = [torch.arange(GRANULE)]
+    for size in sorted(sizes | {GRANULE}):
         places = torch.arange(size)
         layouts += [places % GRANULE, places * 3 % half, half + places * 5 % half]
     worst = 0.0
@@ -417,6 +424,24 @@ def row_invariance(objective: Objective, pixels: Tensor, settings: DriverSetting
                 pairs = zip(found, reference, strict=True)
                 worst = max(worst, *(_difference(part, expected[rows]) for part, expected in pairs))
     return worst
+
+
+def fitted(objective: Objective, pixels: Tensor, settings: DriverSettings) -> tuple[DriverSettings, float]:
+    """Let the last tile be as small as the machine's kernels allow; arguments as of `row_invariance`.
+
+    Where few rows stand most of a tile is padding: of 16 rows for one survivor 15, of 4 rows 3.
+
+    Returns:
+        Settings whose granule is the smallest at which rows are bit-identical, and 0; or, where rows hang on their tile
+        whatever its size, settings under which all tiles have one shape, and what `row_invariance` measured.
+    """
+    invariance = 0.0
+    for granule in (*FINER, GRANULE):
+        found = replace(settings, granule=granule)
+        invariance = row_invariance(objective, pixels, found)
+        if invariance == 0:
+            return found, 0.0
+    return replace(settings, granule=settings.tile), invariance
 
 
 def _probed(objective: Objective, pixels: Tensor) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ironclip.attacks.autoattack import AttackList
 from ironclip.attacks.base import Attack
-from ironclip.attacks.driver import GRANULE, DriverSettings, row_invariance
+from ironclip.attacks.driver import GRANULE, DriverSettings, fitted
 from ironclip.attacks.objectives import Misclassify, predict
 from ironclip.attacks.sequence import Member, SequenceOutcome, run_sequence
 from ironclip.attacks.threat_model import ThreatModel
@@ -299,11 +299,8 @@ def evaluate_suite(
         for attack in request.attacks
     ]
     if any(set(unit.task.samples.keys) - store.done_ids(store.open_unit(unit.record)) for unit in units):
-        invariance = _probe(tasks[0], settings)
-        if invariance:
-            # Rows depend on the shape of their tile here: every tile must have the same shape.
-            settings = dataclasses.replace(settings, granule=settings.tile)
-            units = [dataclasses.replace(unit, settings=settings) for unit in units]
+        settings, invariance = _fitted(tasks[0], settings)
+        units = [dataclasses.replace(unit, settings=settings) for unit in units]
         sitting = session(request.command, request.device, settings, invariance)
         store = RunStore.create(request.out, dataclasses.replace(run, sessions=(sitting,)))
         for unit in units:
@@ -408,9 +405,9 @@ def _chunks(
                 yield f"{number:05d}", batch
 
 
-def _probe(task: _Task, settings: DriverSettings) -> float:
-    """Measure `row_invariance` on the first images of a data set, repeated where they are fewer than a granule."""
+def _fitted(task: _Task, settings: DriverSettings) -> tuple[DriverSettings, float]:
+    """Fit the tiles to the machine on the first images of a data set, repeated where they are fewer than 16."""
     pixels, labels = task.probe
     rows = torch.arange(GRANULE) % len(pixels)
     objective = Misclassify(task.classifier, labels[rows].to(task.classifier.device), groups=task.groups)
-    return row_invariance(objective, pixels[rows], settings)
+    return fitted(objective, pixels[rows], settings)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ironclip.attacks.driver import GRANULE, DriverSettings, row_invariance
+from ironclip.attacks.driver import GRANULE, DriverSettings, fitted
 from ironclip.attacks.objectives import Objective
 from ironclip.attacks.threat_model import ThreatModel
 from ironclip.data.order import epoch_order
@@ -166,8 +166,7 @@ def driver_for(request: TaskRequest, objective: Objective, pixels: Tensor) -> tu
         pixels: `[GRANULE, 3, H, W]`.
     """
     settings = DriverSettings(tile=request.tile, search_dtype=DTYPES[request.search_dtype])
-    invariance = row_invariance(objective, pixels, settings)
-    return (dataclasses.replace(settings, granule=settings.tile) if invariance else settings), invariance
+    return fitted(objective, pixels, settings)
 
 
 def probe_rows(count: int) -> list[int]:
