@@ -390,10 +390,10 @@ def row_invariance(objective: Objective, pixels: Tensor, settings: DriverSetting
     """Measure how much a row's value and input gradient depend on where it stands and who stands beside it.
 
     The same 16 samples stand in tiles of 16, 32, 48, the run's own size and one granule less; where the granule is
-    finer also in one and three granules and one more than 16. They stand there all together and each half by itself, in
-    float32 and in the precision of the search, and every row is compared; the result is the largest absolute difference,
-    infinite where a number stands against a NaN. At 0 every tile gives the same bits, so tiles and compaction cannot
-    matter.
+    finer also in one and three granules and one more than 16. They stand there all together and each half by itself,
+    in float32 and in the precision of the search, and every row is compared; the result is the largest absolute
+    difference, infinite where a number stands against a NaN. At 0 every tile gives the same bits, so tiles and
+    compaction cannot matter.
 
     Args:
         objective: The objective of at least `GRANULE` rows.
