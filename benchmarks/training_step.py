@@ -8,8 +8,9 @@ processes of their own and take turns in one run; times are medians, after a rou
 baseline that takes minutes may run less often, and then each of its runs counts). The ideal is
 what the counted operations of both sides would take at the machine's measured peaks, float32 for the published step,
 bfloat16 for ours and for the tuned one; text that is encoded once a run is not timed. `--classes largest` is the count
-that fits into memory. With three class counts a line through the published times says what 1,000 classes would take:
-that is an extrapolation, and is called one. Prints one JSON line.
+that fits into memory; ours then runs first, and is gone before the other begins. With three class counts a line through
+the published times says what 1,000 classes would take: that is an extrapolation, and is called one. Prints one JSON
+line.
 """
 
 from __future__ import annotations
@@ -190,7 +191,9 @@ def theirs(setting: Setting, baseline: str) -> SideProcess:
     return SideProcess(f"the {baseline} step", TheirSide, setting, baseline == "tuned", device=setting.device)
 
 
-def compare(setting: Setting, baseline: str = "published", *, rounds: int = 5, baseline_rounds: int = 5) -> Comparison:
+def compare(
+    setting: Setting, baseline: str = "published", *, rounds: int = 5, baseline_rounds: int = 5, apart: bool = False
+) -> Comparison:
     """Measure a step against a baseline.
 
     Args:
@@ -198,6 +201,7 @@ def compare(setting: Setting, baseline: str = "published", *, rounds: int = 5, b
         baseline: "published" or "tuned".
         rounds: That count, after one that does not.
         baseline_rounds: Fewer, where a step of the baseline takes minutes: it then runs in these alone.
+        apart: First ours in all its rounds, then the other: where the memory does not hold both.
     """
     load = os.getloadavg()[0]
     precision = torch.float32 if baseline == "published" else torch.bfloat16
@@ -205,13 +209,21 @@ def compare(setting: Setting, baseline: str = "published", *, rounds: int = 5, b
     products = {}
     for dtype in {torch.bfloat16, precision}:
         products |= product_runs(shapes, dtype, setting.device)
-    with ours(setting) as own, theirs(setting, baseline) as other:
-        fewer: dict[Any, int] = {name: min(rounds, PEAK_ROUNDS) for name in products}
-        if baseline_rounds < rounds:
-            fewer["theirs"] = baseline_rounds
-        runs: dict[Any, Any] = {"ours": own.turn, "theirs": other.turn} | products
-        medians = in_turns(runs, rounds, fewer)
-        own_cost, other_cost = own.cost(), other.cost()
+    fewer: dict[Any, int] = {name: min(rounds, PEAK_ROUNDS) for name in products}
+    if baseline_rounds < rounds:
+        fewer["theirs"] = baseline_rounds
+    medians: dict[Any, float] = {}
+    if apart:
+        with ours(setting) as own:
+            medians |= in_turns({"ours": own.turn} | products, rounds, fewer)
+            own_cost = own.cost()
+        with theirs(setting, baseline) as other:
+            medians |= in_turns({"theirs": other.turn}, baseline_rounds, fewer)
+            other_cost = other.cost()
+    else:
+        with ours(setting) as own, theirs(setting, baseline) as other:
+            medians |= in_turns({"ours": own.turn, "theirs": other.turn} | products, rounds, fewer)
+            own_cost, other_cost = own.cost(), other.cost()
     rates = {name: medians[name] for name in products}
     own_peak, other_peak = best_product(rates, torch.bfloat16), best_product(rates, precision)
     return Comparison(
@@ -234,7 +246,7 @@ def compare(setting: Setting, baseline: str = "published", *, rounds: int = 5, b
 
 
 def largest_class_count(method: str, *, model: str = "ViT-B-32", batch: int = 32, device: str = "cpu") -> int:
-    """Estimate how many classes the published step fits into memory with, beside ours, in tens.
+    """Estimate how many classes the published step fits into memory with, in tens.
 
     Memory grows by as much with each class; two small runs say how much.
     """
@@ -243,11 +255,8 @@ def largest_class_count(method: str, *, model: str = "ViT-B-32", batch: int = 32
         with theirs(Setting(method, model, classes, batch, device), "published") as other:
             other.turn()
             taken.append(other.memory())
-    with ours(Setting(method, model, PROBES[0], batch, device)) as own:
-        own.turn()
-        beside = own.memory()
     slope, base = np.polyfit(PROBES, taken, 1)
-    return max(PROBES[0], int((SPARE * free_memory(device) - beside - base) / slope) // 10 * 10)
+    return max(PROBES[0], int((SPARE * free_memory(device) - base) / slope) // 10 * 10)
 
 
 def free_memory(device: str) -> int:
@@ -281,7 +290,8 @@ def line_of(comparisons: list[Comparison]) -> dict[str, Any]:
 def compared(options: argparse.Namespace) -> list[Comparison]:
     """Do what the command line asks for."""
     sizes = {"model": options.model, "batch": options.batch, "device": options.device}
-    if options.classes == ["largest"]:
+    largest = options.classes == ["largest"]
+    if largest:
         counts = [largest_class_count(options.method, **sizes)]
     else:
         counts = [int(count) for count in options.classes]
@@ -291,6 +301,7 @@ def compared(options: argparse.Namespace) -> list[Comparison]:
             options.baseline,
             rounds=options.rounds,
             baseline_rounds=options.baseline_rounds or options.rounds,
+            apart=largest,
         )
         for count in counts
     ]

@@ -68,7 +68,7 @@ def test_a_slow_step_fails_and_its_figures_are_kept(tmp_path, monkeypatch):
 
 def test_the_class_count_of_pmg_aft_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(speed_training, "largest_class_count", lambda method, **sizes: 130)
-    monkeypatch.setattr(speed_training, "against", lambda method, classes, slow: comparison(classes=classes))
+    monkeypatch.setattr(speed_training, "against", lambda method, classes, apart: comparison(classes=classes))
     figures = list(speed_training.training_pmg_aft.measure(Context(tmp_path)))
     assert figures[0].shown.startswith("130 classes: 20.0 x")
 

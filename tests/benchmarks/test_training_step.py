@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -75,10 +76,22 @@ def test_a_tuned_baseline_is_compared_with_the_peak_of_bfloat16(faked):
     assert faked[0].turns == 3  # one of them does not count
 
 
-def test_the_largest_class_count_leaves_room_for_our_process(faked, monkeypatch):
+def test_the_largest_class_count_leaves_memory_to_spare(faked, monkeypatch):
     monkeypatch.setattr(training_step, "free_memory", lambda device: 6000)
-    # 0.9 of 6000 bytes, less our 330 and the 1000 that do not hang on the classes, are 407 classes of 10 bytes.
-    assert largest_class_count("pmg_aft") == 400
+    # 0.9 of 6000 bytes, less the 1000 that do not hang on the classes, are 440 classes of 10 bytes.
+    assert largest_class_count("pmg_aft") == 440
+
+
+def test_apart_one_side_is_gone_before_the_other_comes(faked, monkeypatch):
+    order = []
+    monkeypatch.setattr(Fake, "__enter__", lambda side: order.append(("in", side.seconds)) or side)
+    monkeypatch.setattr(Fake, "__exit__", lambda side, *_: order.append(("out", side.seconds)))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    together = compare(Setting("tecoa", "ViT-B-32", 100, 32, "cpu"), rounds=3)
+    assert order == [("in", 2.0), ("in", 110.0), ("out", 110.0), ("out", 2.0)]
+    order.clear()
+    assert compare(Setting("tecoa", "ViT-B-32", 100, 32, "cpu"), rounds=3, apart=True) == together
+    assert order == [("in", 2.0), ("out", 2.0), ("in", 110.0), ("out", 110.0)]
 
 
 def test_the_extrapolation_is_a_line(faked):
@@ -103,7 +116,7 @@ def test_largest_is_a_class_count(faked, monkeypatch, capsys):
     monkeypatch.setattr(training_step, "free_memory", lambda device: 6000)
     monkeypatch.setattr(sys, "argv", ["training_step", "--method", "pmg_aft", "--classes", "largest", "--rounds", "1"])
     training_step.main()
-    assert [step["classes"] for step in json.loads(capsys.readouterr().out)["steps"]] == [400]
+    assert [step["classes"] for step in json.loads(capsys.readouterr().out)["steps"]] == [440]
 
 
 @pytest.mark.parametrize("tuned", [False, True])
