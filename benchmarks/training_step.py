@@ -291,10 +291,7 @@ def compared(options: argparse.Namespace) -> list[Comparison]:
     """Do what the command line asks for."""
     sizes = {"model": options.model, "batch": options.batch, "device": options.device}
     largest = options.classes == ["largest"]
-    if largest:
-        counts = [largest_class_count(options.method, **sizes)]
-    else:
-        counts = [int(count) for count in options.classes]
+    counts = [largest_class_count(options.method, **sizes)] if largest else [int(count) for count in options.classes]
     return [
         compare(
             Setting(options.method, classes=count, **sizes),
