@@ -141,7 +141,7 @@ def test_nothing_breaks_in_the_game_of_steps(tiny_clip):
     assert (gradient != 0).float().mean() > 0.99  # a saturated softmax would make passes of zeros
 
 
-def test_a_side_that_stops_early_is_no_race(tiny_clip, monkeypatch):
+def test_a_side_that_stops_early_is_no_race(tiny_clip, monkeypatch, tmp_path):
     def broken(classifier, game, batch):
         return 1 - game.pixels
 
@@ -149,7 +149,7 @@ def test_a_side_that_stops_early_is_no_race(tiny_clip, monkeypatch):
     for name in ("pyautoattack_apgd", "foolbox_pgd", "torchattacks_pgd"):
         monkeypatch.setattr(attack_speed, name, lambda steps: standing_still)
     monkeypatch.setattr(attack_speed, "ours", lambda *members: broken)
-    monkeypatch.setattr("acceptance.peers.FOLDER", FOLDER.parent)
+    monkeypatch.setattr("acceptance.peers.FOLDER", tmp_path)
     weights, game = attack_speed.unbroken(tiny_clip(), 4)
     flipped = Game(game.pixels, torch.ones_like(game.labels), game.keys, game.threat)
     monkeypatch.setattr(attack_speed, "unbroken", lambda model, images: (weights, flipped))
