@@ -16,9 +16,8 @@ from ironclip.methods.base import METHODS, Teacher
 from ironclip.models.clip import CLIPModel
 from ironclip.models.kernels import choose_kernels
 from ironclip.models.sources import load_model
-from ironclip.models.tuning import tuned_parameters
-from ironclip.training.optimisation import build_optimiser
 from ironclip.training.recipe import Recipe, check_recipe
+from ironclip.training.setup import assemble
 from ironclip.training.trainer import Trainer
 
 MADE_UP = "made up"
@@ -130,23 +129,7 @@ def made_up_trainer(recipe: Recipe, model: CLIPModel, *, classes: int) -> Traine
     model.spec = replace(model.spec, preprocessing=method.preprocessing(model.spec.preprocessing))
     teacher = Teacher(copy.deepcopy(model, {id(model.tokenizer): model.tokenizer}))
     data = MadeUpImages(recipe.optimisation.batch_size, model.input_resolution, classes)
-    method.attach(model, (TEMPLATE,), recipe.seed)
-    model.requires_grad_(False)
-    parameters = tuned_parameters(model, method.trains)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    trainer = Trainer(
-        recipe=recipe,
-        method=method,
-        attack=recipe.build_attack(),
-        model=model,
-        teacher=teacher,
-        data=data,
-        held_out=None,
-        prompts=(class_names(classes), (TEMPLATE,)),
-        parameters=parameters,
-        optimiser=build_optimiser(parameters.values(), recipe.optimisation),
-    )
+    trainer = assemble(recipe, model, teacher, data, (class_names(classes), (TEMPLATE,)))
     for one in (model, teacher.model):
         choose_kernels(one, recipe.optimisation.batch_size, trainer.precision)
     return trainer

@@ -19,7 +19,7 @@ from ironclip.attacks.vlm.ensemble import ANSWER_STAGES, CAPTION_STAGES, Ensembl
 from ironclip.attacks.vlm.objectives import LeavePatches, Unsay
 from ironclip.attacks.vlm.sentence import run_sentence
 from ironclip.attacks.vlm.speech import Match, said_of
-from ironclip.data.prompted import PromptedImage, open_prompted
+from ironclip.data.prompted import Asked, PromptedImage, open_prompted
 from ironclip.errors import ConfigError, DataError, UnreadableSampleError
 from ironclip.evaluation.caption_tokens import TOKENIZER
 from ironclip.evaluation.cider import CIDER
@@ -124,8 +124,8 @@ def evaluate_language(
     """
     if model is None:
         model = load_vlm(request.model, tower=request.tower, resolution=request.resolution, device=request.device)
-    asked = "question" if request.task == "answer" else "caption"
-    data = open_prompted(request.source, asked, prompt=request.prompt).limited(request.limit)  # type: ignore[arg-type]  # one of the two words
+    asked: Asked = "question" if request.task == "answer" else "caption"
+    data = open_prompted(request.source, asked, prompt=request.prompt).limited(request.limit)
     try:
         images = [data[position] for position in range(len(data))]
     except UnreadableSampleError as error:

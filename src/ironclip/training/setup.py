@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from ironclip.data.order import epoch_order, few_shot, hold_out, keep_labels, li
 from ironclip.data.sources import open_dataset
 from ironclip.errors import ConfigError, DataError
 from ironclip.methods.base import Method, Pass, Teacher
+from ironclip.models.clip import CLIPModel
 from ironclip.models.kernels import choose_kernels
 from ironclip.models.sources import load_model
 from ironclip.models.tuning import tuned_parameters
@@ -77,6 +78,24 @@ def prepare(
             held_out = replace(held_out, pixels=model.spec.preprocessing.resize(held_out.pixels))
     if recipe.data.shots is not None:
         data = few_shot(data, recipe.data.shots, recipe.seed)
+    trainer = assemble(recipe, model, teacher, data, prompts, held_out=held_out, unreadable=unreadable)
+    if teacher_cache is not None:
+        teacher.known = _open_cache(teacher_cache, trainer, strict=strict)
+    return trainer
+
+
+def assemble(
+    recipe: Recipe,
+    model: CLIPModel,
+    teacher: Teacher,
+    data: Dataset,
+    prompts: tuple[Sequence[str], Sequence[str]] | None,
+    *,
+    held_out: HeldOut | None = None,
+    unreadable: Mapping[str, str] | None = None,
+) -> Trainer:
+    """Put what the method tunes into the student, free it alone, and build the trainer; arguments as of `Trainer`."""
+    method = recipe.build_method()
     method.attach(model, () if prompts is None else prompts[1], recipe.seed)
     if recipe.optimisation.checkpoint_activations:
         model.checkpointing = True
@@ -84,7 +103,7 @@ def prepare(
     parameters = tuned_parameters(model, method.trains)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
-    trainer = Trainer(
+    return Trainer(
         recipe=recipe,
         method=method,
         attack=recipe.build_attack(),
@@ -95,11 +114,8 @@ def prepare(
         prompts=prompts,
         parameters=parameters,
         optimiser=build_optimiser(parameters.values(), recipe.optimisation),
-        unreadable=unreadable,
+        unreadable=dict(unreadable or {}),
     )
-    if teacher_cache is not None:
-        teacher.known = _open_cache(teacher_cache, trainer, strict=strict)
-    return trainer
 
 
 def _open_cache(folder: Path, trainer: Trainer, *, strict: bool) -> TeacherCache:
